@@ -1,0 +1,2 @@
+# Written in Latin-1, and does not say so.
+GREETING = "grüß Gott"

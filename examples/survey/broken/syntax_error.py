@@ -1,0 +1,2 @@
+def unfinished(value):
+    return (value +

@@ -1,0 +1,224 @@
+"""A store as simple as can be: a full copy of everything at every rev. What the real ones must look like."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from tinyllm.errors import CheckpointNotFound
+from tinyllm.storage.contract import (
+    TERMINAL,
+    ActivationRow,
+    ArrivalRow,
+    CheckpointRecord,
+    CheckpointStorage,
+    Counts,
+    Delta,
+    Marks,
+    MessageRow,
+    Status,
+    StepRow,
+    VariableRow,
+)
+
+
+@attrs.frozen
+class State:
+    """All there is to know of a trace at one rev, with the frontier as it is presented later."""
+
+    rev: int
+    step: int
+    status: Status
+    node: str | None
+    marks: Marks
+    counts: Counts
+    frontier: tuple[ActivationRow, ...]
+    arrivals: tuple[ArrivalRow, ...]
+    messages: dict[int, tuple[str, bytes]]
+    history: tuple[tuple[int, str, bytes], ...]
+    variables: dict[str, tuple[VariableRow, ...]]
+    steps: tuple[StepRow, ...]
+
+
+@attrs.define(eq=False)
+class NaiveTrace:
+    trace_id: str
+    parent: NaiveTrace | None = None
+    parent_rev: int | None = None
+    parent_step: int = 0
+    floor: Marks = attrs.field(factory=Marks)
+    """What is not above it is the parent's."""
+    key: int = 0
+    owner: str | None = None
+    deleted: bool = False
+    children: list[NaiveTrace] = attrs.field(factory=list)
+    live: dict[int, ActivationRow] = attrs.field(factory=dict)
+    arrivals: dict[int, ArrivalRow] = attrs.field(factory=dict)
+    messages: dict[int, MessageRow] = attrs.field(factory=dict)
+    variables: dict[str, tuple[VariableRow, ...]] = attrs.field(factory=dict)
+    steps: list[StepRow] = attrs.field(factory=list)
+    status: Status = "running"
+    error: bytes | None = None
+    kept: dict[int, State] = attrs.field(factory=dict)
+
+    @property
+    def rev(self) -> int:
+        return max(self.kept)
+
+    def apply(self, delta: Delta) -> None:
+        self.live |= {row.seq: row for row in delta.activations}
+        self.arrivals |= {row.seq: row for row in delta.arrivals}
+        self.messages |= {row.seq: row for row in delta.messages}
+        for fired in delta.fired:
+            self.live[fired.activation] = attrs.evolve(
+                self.live[fired.activation], id=fired.id, path=fired.path, depth=fired.depth, state="planned"
+            )
+        for change in delta.changed:
+            self.live[change.activation] = attrs.evolve(
+                self.live[change.activation], state=change.state, attempts=change.attempts, error=change.error
+            )
+        for seq in delta.ended:
+            del self.live[seq]
+        for row in delta.variables:
+            before = self.variables.pop(row.key, ())
+            if row.kind != "deleted":
+                self.variables[row.key] = (*before, row) if row.kind == "append" else (row,)
+        self.steps += delta.steps
+        self.status, self.error = delta.status, delta.error
+        if delta.status in TERMINAL:
+            self.owner = None
+        self.kept[delta.rev] = self._state(delta)
+
+    def _state(self, delta: Delta) -> State:
+        frontier = tuple(self.live[seq] for seq in sorted(self.live))
+        arrivals = tuple(
+            self.arrivals[seq] for seq in sorted(self.arrivals) if self.arrivals[seq].activation in self.live
+        )
+        read = {row.message for row in frontier} | {row.message for row in arrivals}
+        return State(
+            delta.rev,
+            delta.step,
+            delta.status,
+            delta.node,
+            delta.marks,
+            delta.counts,
+            tuple(
+                row if row.state == "buffered" else attrs.evolve(row, state="planned", attempts=0, error=None)
+                for row in frontier
+            ),
+            arrivals,
+            {seq: (self.messages[seq].node, self.messages[seq].body) for seq in read if seq is not None},
+            tuple((row.seq, row.node, row.body) for row in self.messages.values() if row.history),
+            dict(self.variables),
+            tuple(self.steps),
+        )
+
+    def fork(self, rev: int, trace_id: str, owner: str | None, first: Delta) -> NaiveTrace:
+        state = self.kept[rev]
+        child = NaiveTrace(trace_id, self, rev, state.step, state.marks, owner=owner)
+        child.messages = {seq: row for seq, row in self.messages.items() if seq <= state.marks.message}
+        child.variables = dict(state.variables)
+        child.steps = list(state.steps)
+        child.apply(first)
+        self.children.append(child)
+        return child
+
+    def holds(self) -> bool:
+        """Whether anything of it must be kept."""
+        return not self.deleted or any(child.holds() for child in self.children)
+
+    def pinned(self) -> set[int]:
+        return {child.parent_rev for child in self.children if child.parent_rev is not None and child.holds()}
+
+    def prune(self, keep: int, limit: int) -> int:
+        candidates = sorted(self.kept)[1:-keep]
+        dropped = [rev for rev in candidates if rev not in self.pinned()][:limit]
+        for rev in dropped:
+            del self.kept[rev]
+        return len(dropped)
+
+    def census(self) -> dict[str, set[int]]:
+        """The rows of its own, by seq, that a kept checkpoint, or a fork, needs."""
+        states = [state for rev, state in self.kept.items() if not self.deleted or rev in self.pinned()]
+        if not states:
+            return {}
+        newest = max(states, key=lambda state: state.rev)
+        rows = {row.seq: row for state in states for row in state.frontier}
+        arrivals = [row for row in self.arrivals.values() if row.activation in rows and row.seq <= newest.marks.arrival]
+        messages = {row.message for row in rows.values()} | {row.message for row in arrivals}
+        messages |= {seq for seq, _, _ in newest.history}
+        return {
+            "messages": {seq for seq in messages if seq is not None and seq > self.floor.message},
+            "activations": set(rows),
+            "arrivals": {row.seq for row in arrivals},
+            "variables": {
+                row.seq
+                for state in states
+                for rows in state.variables.values()
+                for row in rows
+                if row.seq > self.floor.variable
+            },
+            "steps": {row.step for row in newest.steps if row.step > self.parent_step},
+        }
+
+    # -- comparison --------------------------------------------------------------------------------------------
+
+    async def compare_newest(self, storage: CheckpointStorage) -> None:
+        """The newest checkpoint, with what only it shows."""
+        snapshot = await storage.load(self.trace_id)
+        assert snapshot.frontier == tuple(self.live[seq] for seq in sorted(self.live))
+        assert (snapshot.rev, snapshot.step) == (self.rev, self.kept[self.rev].step)
+        record = snapshot.record
+        assert (record.trace, record.trace_id, record.rev) == (self.key, self.trace_id, self.rev)
+        assert (record.step, record.error, record.parent_rev) == (snapshot.step, self.error, self.parent_rev)
+        assert (record.owner.id if record.owner else None) == self.owner
+        assert record.status == ("interrupted" if self.status == "running" and not self.owner else self.status)
+
+    async def compare(self, storage: CheckpointStorage) -> None:
+        """Everything, at every kept rev."""
+        await self.compare_newest(storage)
+        listed = await storage.checkpoints(self.trace_id, limit=10_000)
+        assert [record.rev for record in listed] == sorted(self.kept, reverse=True)
+        for record in listed:
+            self._compare_listed(record)
+            await self._compare_state(storage, self.kept[record.rev])
+        await self._compare_found(storage)
+        assert tuple(await storage.steps(self.trace_id)) == self.kept[self.rev].steps
+
+    def _compare_listed(self, record: CheckpointRecord) -> None:
+        state = self.kept[record.rev]
+        assert (record.id, record.trace_id) == (f"{self.trace_id}@{state.rev}", self.trace_id)
+        assert (record.step, record.status, record.node_id) == (state.step, state.status, state.node)
+        assert (record.message_count, record.frontier_count) == (state.counts.messages, state.counts.frontier)
+
+    async def _compare_state(self, storage: CheckpointStorage, state: State) -> None:
+        snapshot = await storage.load(self.trace_id, state.rev)
+        assert (snapshot.rev, snapshot.step, snapshot.status) == (state.rev, state.step, state.status)
+        assert (snapshot.marks, snapshot.counts) == (state.marks, state.counts)
+        assert snapshot.arrivals == state.arrivals
+        assert {seq: (row.node, row.body) for seq, row in snapshot.messages.items()} == state.messages
+        assert dict(snapshot.variables) == state.variables
+        if state.rev != self.rev:
+            assert snapshot.frontier == state.frontier
+        said = await storage.messages(self.trace_id, rev=state.rev, limit=10_000)
+        assert tuple((row.seq, row.node, row.body) for row in said) == state.history
+
+    async def _compare_found(self, storage: CheckpointStorage) -> None:
+        """What is found by step and by node, or by neither."""
+        for step in range(self.kept[self.rev].step + 2):
+            await self._compare_find(storage, [state for state in self.kept.values() if state.step == step], step=step)
+        for node in ("a", "b", "join1"):
+            states = [
+                state
+                for state in self.kept.values()
+                if any(row.node == node and row.state != "buffered" for row in state.frontier)
+            ]
+            await self._compare_find(storage, states, node=node)
+
+    async def _compare_find(self, storage: CheckpointStorage, states: list[State], **what: Any) -> None:
+        try:
+            found = (await storage.find_checkpoint(self.trace_id, **what)).rev
+        except CheckpointNotFound:
+            found = None
+        assert found == max((state.rev for state in states), default=None)

@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+import zlib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tinyllm.errors import ValueNotStorable
+from tinyllm.storage import framing
+from tinyllm.storage.framing import COMPRESS_ABOVE, FrameDamaged, checksum, decode, encode
+
+bodies = st.one_of(
+    st.binary(max_size=200),
+    st.text(max_size=200).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    st.tuples(st.binary(min_size=1, max_size=9), st.integers(1, 3000)).map(lambda pair: pair[0] * pair[1]),
+)
+
+
+@given(bodies)
+def test_every_body_comes_back(body: bytes) -> None:
+    assert decode(encode(body)) == body
+
+
+@given(bodies, st.data())
+def test_a_changed_frame_is_noticed(body: bytes, data: st.DataObject) -> None:
+    frame = encode(body)
+    stored = frame.encode() if isinstance(frame, str) else frame
+    if not stored:
+        return
+    at = data.draw(st.integers(0, len(stored) - 1))
+    bad = stored[:at] + bytes([stored[at] ^ data.draw(st.integers(1, 255))]) + stored[at + 1 :]
+    try:
+        found = decode(bad.decode() if isinstance(frame, str) else bad)
+    except (FrameDamaged, UnicodeDecodeError):
+        return
+    assert found == body or checksum(found, 7) != checksum(body, 7)
+
+
+def test_small_text_stays_readable() -> None:
+    assert encode(b'{"content": "hello"}') == '{"content": "hello"}'
+
+
+def test_what_sqlite_would_not_show_whole_is_no_text() -> None:
+    assert encode(b"a\x00b") == b"\x00a\x00b"
+
+
+def test_big_bodies_shrink_where_it_helps() -> None:
+    text = b"x" * (COMPRESS_ABOVE + 1)
+    frame = encode(text)
+    assert isinstance(frame, bytes)
+    assert len(frame) < 100
+    # Digits of a random-looking number hardly shrink by the eighth that is asked for, once they are packed in base 256.
+    noise = b"".join(zlib.crc32(bytes([n % 256, n // 256])).to_bytes(4, "big") for n in range(2000))
+    assert encode(noise) == b"\x00" + noise
+
+
+def test_a_checksum_names_its_place() -> None:
+    assert checksum(b"body", 1, "node") != checksum(b"body", 2, "node")
+    assert checksum(b"body", 1, "node") != checksum(b"body", 1, "other")
+
+
+def test_a_bomb_is_not_inflated() -> None:
+    bomb = zlib.compress(bytes(10_000_000))
+    with pytest.raises(FrameDamaged, match="100 bytes were promised"):
+        decode(b"\x01" + (100).to_bytes(4, "big") + bomb)
+    with pytest.raises(FrameDamaged, match="more than any message"):
+        decode(b"\x01" + b"\xff\xff\xff\xff" + bomb)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"\x02abc", b"\x01", b"\x01\x00\x00\x00\x03abc", b"\x01\x00\x00\x00\x01" + zlib.compress(b"a") + b"more"],
+)
+def test_what_is_no_frame_is_refused(frame: bytes) -> None:
+    with pytest.raises(FrameDamaged):
+        decode(frame)
+
+
+def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(framing, "MESSAGE_CAP", 10)
+    with pytest.raises(ValueNotStorable, match="11 bytes"):
+        encode(b"x" * 11)

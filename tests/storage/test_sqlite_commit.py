@@ -1,0 +1,276 @@
+"""One transaction for each commit, and an outcome that is always known."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import anyio
+import attrs
+import pytest
+import trio
+
+from tests.storage.deltas import Writer
+from tinyllm.errors import OwnershipLost, StorageError, StoragePathError, TraceExists, ValueNotStorable
+from tinyllm.storage import caps
+from tinyllm.storage.contract import (
+    Admitted,
+    Append,
+    Appended,
+    Delete,
+    Done,
+    Release,
+)
+from tinyllm.storage.owners import this_process
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, owned, write
+from tinyllm.storage.sqlite.library import sqlite3
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+async def storage(tmp_path: Path, anyio_backend: str) -> AsyncIterator[SQLiteCheckpointStorage]:
+    opened = SQLiteCheckpointStorage(tmp_path)
+    await opened.initialize()
+    yield opened
+    await opened.close()
+
+
+@pytest.fixture
+async def writer(storage: SQLiteCheckpointStorage) -> Writer:
+    new = Writer("t")
+    return new.admitted((await storage.commit([new.admit()]))[0])
+
+
+# -- order and isolation of writes -----------------------------------------------------------------------------
+
+
+async def test_a_refused_write_leaves_the_others_alone(storage: SQLiteCheckpointStorage, writer: Writer) -> None:
+    other = Writer("other")
+    outcomes = await storage.commit(
+        [
+            Writer("t").admit(definition=b'"unused"'),
+            writer.append(body=b"1"),
+            other.admit(),
+            Append("t", attrs.evolve(writer.delta(), epoch=7)),
+            Release(99, 1),
+            Delete(99),
+        ]
+    )
+    assert [type(outcome) for outcome in outcomes] == [TraceExists, Appended, Admitted, OwnershipLost, Done, Done]
+    assert (await storage.load("t")).rev == 1
+    assert (await storage.load("other")).rev == 0
+    assert storage._connection is not None
+    assert storage._connection.execute("SELECT count(*) FROM graphs").fetchone() == (1,)
+
+
+async def test_writes_of_one_trace_happen_in_their_order(storage: SQLiteCheckpointStorage, writer: Writer) -> None:
+    before = writer.append(body=b"1")
+    acquire = writer.acquire("an owner", definition=b"[]")
+    late = copy.deepcopy(writer).append(body=b"2")
+    writer.epoch = 2
+    after = writer.append(body=b"3")
+    outcomes = await storage.commit([before, acquire, late, after, Release(writer.key, 2)])
+    assert [type(outcome).__name__ for outcome in outcomes] == [
+        "Appended",
+        "Acquired",
+        "OwnershipLost",
+        "Appended",
+        "Done",
+    ]
+    assert [row.body for row in await storage.messages("t")] == [b"{}", b"1", b"3"]
+    assert await storage.definition("t") == b"[]"
+
+
+async def test_deltas_appended_again_in_one_batch_with_new_ones(
+    storage: SQLiteCheckpointStorage, writer: Writer
+) -> None:
+    deltas = [writer.append(body=b"%d" % n) for n in range(4)]
+    await storage.commit(deltas[:2])
+    assert await storage.commit(deltas) == [Appended(n) for n in (1, 2, 3, 4)]
+    assert await storage.commit([*deltas, deltas[0], deltas[3]]) == [Appended(n) for n in (1, 2, 3, 4, 1, 4)]
+    assert len(await storage.messages("t")) == 5
+
+
+async def test_the_same_delta_twice_in_one_batch(storage: SQLiteCheckpointStorage, writer: Writer) -> None:
+    delta = writer.append(body=b"1")
+    assert await storage.commit([delta, delta]) == [Appended(1), Appended(1)]
+    assert len(await storage.messages("t")) == 2
+
+
+async def test_a_gap_loses_what_follows_it(storage: SQLiteCheckpointStorage, writer: Writer) -> None:
+    deltas = [writer.append(body=b"%d" % n) for n in range(4)]
+    outcomes = await storage.commit([deltas[0], deltas[2], deltas[3]])
+    assert [type(outcome) for outcome in outcomes] == [Appended, OwnershipLost, OwnershipLost]
+    assert (await storage.load("t")).rev == 1
+
+
+async def test_what_is_too_big_is_refused_with_what_builds_on_it(
+    storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (caps, write):
+        monkeypatch.setattr(module, "MESSAGE_CAP", 100)
+    fits, big, after = (writer.append(body=b"x" * size) for size in (100, 101, 1))
+    other = Writer("other")
+    outcomes = await storage.commit(
+        [
+            fits,
+            big,
+            after,
+            other.admit(),
+            Writer("big").admit(definition=b"x" * 101),
+            Writer("failed").admit(status="failed", error=b"x" * 101),
+        ]
+    )
+    assert [type(outcome) for outcome in outcomes] == [
+        Appended,
+        ValueNotStorable,
+        OwnershipLost,
+        Admitted,
+        ValueNotStorable,
+        ValueNotStorable,
+    ]
+    assert len(await storage.messages("t")) == 2
+
+
+async def test_keys_of_deleted_traces_are_never_given_again(storage: SQLiteCheckpointStorage, writer: Writer) -> None:
+    """Else what a late owner of the old trace still sends could fit the new one."""
+    await storage.commit([Delete(writer.key)])
+    assert await storage.reclaim(10) == 0
+    again = Writer("t")
+    again.admitted((await storage.commit([again.admit()]))[0])
+    assert again.key > writer.key
+    (outcome,) = await storage.commit([writer.append()])
+    assert isinstance(outcome, OwnershipLost)
+
+
+# -- a COMMIT that fails ---------------------------------------------------------------------------------------
+
+
+class Failing(SQLiteCheckpointStorage):
+    """Its next COMMIT fails: after the fact, or before it."""
+
+    durable: bool | None = None
+
+    def _end(self, connection: sqlite3.Connection) -> None:
+        durable, self.durable = self.durable, None
+        if durable is not False:
+            super()._end(connection)
+        if durable is not None:
+            error = sqlite3.OperationalError("disk I/O error")
+            error.sqlite_errorcode = 10
+            raise error
+
+
+@pytest.fixture
+async def failing(tmp_path: Path, anyio_backend: str) -> AsyncIterator[Failing]:
+    opened = Failing(tmp_path)
+    await opened.initialize()
+    yield opened
+    await opened.close()
+
+
+async def test_a_commit_that_failed_and_is_there_all_the_same(failing: Failing) -> None:
+    writer = Writer("t")
+    failing.durable = True
+    writer.admitted((await failing.commit([writer.admit()]))[0])
+    failing.durable = True
+    assert await failing.commit([writer.append(end=1, plan=["b"])]) == [Appended(1)]
+    assert (await failing.load("t")).rev == 1
+    assert await failing.commit([writer.append(end=2)]) == [Appended(2)]
+
+
+async def test_a_commit_that_failed_and_is_not_there(failing: Failing) -> None:
+    writer = Writer("t")
+    writer.admitted((await failing.commit([writer.admit()]))[0])
+    failing.durable = False
+    delta = writer.append(end=1, plan=["b"])
+    with pytest.raises(StoragePathError, match=r"the disk failed \(disk I/O error\)"):
+        await failing.commit([delta])
+    assert (await failing.load("t")).rev == 0
+    assert await failing.commit([delta]) == [Appended(1)]
+
+
+async def test_what_fails_inside_the_transaction_is_rolled_back(
+    storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("no")
+
+    delta = writer.append(end=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(owned, "boottime", lambda: float("inf"))
+        patch.setattr(write.Writing, "renew", fail)
+        with pytest.raises(StorageError, match="no"):
+            await storage.commit([delta])
+    assert (await storage.load("t")).rev == 0
+    assert await storage.commit([delta]) == [Appended(1)]
+
+
+# -- cancellation ----------------------------------------------------------------------------------------------
+
+
+async def test_a_cancelled_commit_still_says_what_became_of_it(
+    storage: SQLiteCheckpointStorage, writer: Writer
+) -> None:
+    known: list[object] = []
+
+    async def commit() -> None:
+        known.extend(await storage.commit([writer.append(end=1)]))
+        await anyio.lowlevel.checkpoint()
+        known.append("not cancelled")
+
+    with anyio.CancelScope() as scope:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(commit)
+            scope.cancel()
+    if known:  # else the task was cancelled before it came to commit
+        assert known == [Appended(1)]
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        known = list(await storage.commit([writer.append()]))
+    assert isinstance(known[0], Appended | OwnershipLost)
+
+
+def test_one_store_serves_a_second_event_loop(tmp_path: Path) -> None:
+    storage = SQLiteCheckpointStorage(tmp_path)
+    writer = Writer("t")
+
+    async def first() -> None:
+        await storage.initialize()
+        writer.admitted((await storage.commit([writer.admit()]))[0])
+
+    async def second() -> None:
+        assert await storage.commit([writer.append(end=1)]) == [Appended(1)]
+        assert (await storage.load("t")).step == 1
+        await storage.close()
+
+    anyio.run(first)
+    trio.run(second)
+
+
+# -- leases ----------------------------------------------------------------------------------------------------
+
+
+async def test_commits_renew_the_lease_but_not_each(
+    storage: SQLiteCheckpointStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(owned, "boottime", lambda: now[0])
+    owner = this_process()
+    storage.renew(owner)
+    writer = Writer("t", owner.id)
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+
+    async def beat() -> int:
+        record = await storage.trace("t")
+        assert record
+        return record.owner_beat
+
+    assert await beat() == 2
+    await storage.commit([writer.append()])
+    assert await beat() == 2
+    now[0] += 1.0
+    await storage.commit([writer.append()])
+    assert await beat() == 3

@@ -1,0 +1,141 @@
+"""Every changed, moved or missing row is noticed, and said with trace and step."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from tests.storage.deltas import Item, Writer
+from tinyllm.errors import CheckpointDamaged
+from tinyllm.storage.contract import Snapshot
+from tinyllm.storage.framing import COMPRESS_ABOVE
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+from tinyllm.storage.sqlite.library import sqlite3
+
+pytestmark = pytest.mark.anyio
+
+BIG = b'{"content": "%s"}' % (b"x" * COMPRESS_ABOVE)
+
+
+@pytest.fixture
+async def storage(tmp_path: Path, anyio_backend: str) -> AsyncIterator[SQLiteCheckpointStorage]:
+    """One trace, `t`: four messages of history, three of them read by the frontier, and two variables."""
+    opened = SQLiteCheckpointStorage(tmp_path)
+    await opened.initialize()
+    writer = Writer("t")
+    writer.admitted((await opened.commit([writer.admit(plan=["a", "a", "b"], definition=BIG)]))[0])
+    await opened.commit(
+        [
+            writer.append(end=1, plan=["c"], arrive=["join"], body=BIG, set=[("list", b"[]"), ("x", b"1")]),
+            writer.append(end=2, plan=["c"], arrive=["join"], set=[("list", Item(b"1"))], body=b'{"second": true}'),
+            writer.append(body=b'"a note"', change=[(3, "failed")], set=[("list", Item(b"2"))]),
+        ]
+    )
+    yield opened
+    await opened.close()
+
+
+def damage(storage: SQLiteCheckpointStorage, statement: str) -> None:
+    connection = sqlite3.connect(storage._path, isolation_level=None)
+    try:
+        assert connection.execute(statement).rowcount == 1
+    finally:
+        connection.close()
+
+
+async def test_undamaged_it_is_whole(storage: SQLiteCheckpointStorage) -> None:
+    snapshot = await storage.load("t")
+    assert isinstance(snapshot, Snapshot)
+    assert {message.body for message in snapshot.messages.values()} == {b"{}", BIG, b'{"second": true}'}
+    assert len(await storage.messages("t")) == 4
+    assert await storage.definition("t") == BIG
+    assert len(snapshot.variables["list"]) == 3
+    assert len(snapshot.arrivals) == 2
+    assert [row.error for row in snapshot.frontier if row.state == "failed"] == [b"error"]
+
+
+KEY = 1 << 32
+
+
+@pytest.mark.parametrize(
+    ("statement", "what"),
+    [
+        (
+            f"UPDATE messages SET body = '{{\"second\": false}}' WHERE id = {KEY | 3}",
+            "message 3 does not have the bytes",
+        ),
+        (f"UPDATE messages SET body = x'0164' WHERE id = {KEY | 2}", "message 2 cannot be decoded"),
+        (
+            f"UPDATE messages SET body = CAST(substr(body, 1, length(body) - 1) AS BLOB) WHERE id = {KEY | 2}",
+            "message 2 cannot be decoded",
+        ),
+        (f"UPDATE messages SET node = 'b' WHERE id = {KEY | 3}", "message 3 does not have the bytes"),
+        (f"UPDATE messages SET id = {KEY | 9} WHERE id = {KEY | 3}", "messages of the history|message 3 is missing"),
+        (f"DELETE FROM messages WHERE id = {KEY | 3}", "message 3 is missing"),
+        (f"DELETE FROM messages WHERE id = {KEY | 4}", "it has 3 messages of the history where 4 were written"),
+        (f"UPDATE variables SET body = '7' WHERE id = {KEY | 2}", "variable 'x', change 2 does not have the bytes"),
+        (f"UPDATE variables SET key = 'y' WHERE id = {KEY | 2}", "variable 'y', change 2 does not have the bytes"),
+        (f"DELETE FROM variables WHERE id = {KEY | 2}", "it has 1 variables where 2 were written"),
+        (f"DELETE FROM variables WHERE id = {KEY | 1}", "the start of variable 'list' is missing"),
+        (f"DELETE FROM activations WHERE id = {KEY | 3}", "it has 3 activations of the frontier where 4 were written"),
+        (
+            f"UPDATE activations SET done_rev = 2 WHERE id = {KEY | 3}",
+            "it has 3 activations of the frontier where 4 were written",
+        ),
+        (
+            f"UPDATE activations SET error = x'02' WHERE id = {KEY | 3}",
+            "the error of node 'b' cannot be decoded",
+        ),
+        (f"DELETE FROM checkpoints WHERE id = {KEY | 3}", None),
+    ],
+)
+async def test_a_damaged_row_is_reported(storage: SQLiteCheckpointStorage, statement: str, what: str | None) -> None:
+    damage(storage, statement)
+    if what is None:
+        assert (await storage.load("t")).rev == 2  # which checkpoints there are, they alone say
+        return
+    with pytest.raises(CheckpointDamaged, match=what) as caught:
+        await storage.load("t")
+    assert (caught.value.trace_id, caught.value.step) == ("t", 2)
+
+
+async def test_a_state_before_the_damage_is_still_good(storage: SQLiteCheckpointStorage) -> None:
+    before = await storage.load("t", 1)
+    damage(storage, f"UPDATE messages SET body = '0' WHERE id = {KEY | 3}")
+    damage(storage, f"DELETE FROM variables WHERE id = {KEY | 4}")
+    assert await storage.load("t", 1) == before
+
+
+@pytest.mark.parametrize("seq", [1, 2, 3, 4])
+async def test_a_message_missing_from_the_history_is_reported(storage: SQLiteCheckpointStorage, seq: int) -> None:
+    damage(storage, f"DELETE FROM messages WHERE id = {KEY | seq}")
+    with pytest.raises(CheckpointDamaged, match=f"message {seq} of the history is missing"):
+        await storage.messages("t")
+    for before in range(1, seq):  # page by page: only the one that would begin with it, or end at it
+        assert [row.seq for row in await storage.messages("t", after=before - 1, limit=1)] == [before]
+    with pytest.raises(CheckpointDamaged, match=f"message {seq} of the history is missing"):
+        await storage.messages("t", after=seq - 1, limit=1)
+
+
+async def test_a_damaged_definition_is_reported(storage: SQLiteCheckpointStorage) -> None:
+    damage(storage, "UPDATE graphs SET body = '{}'")
+    with pytest.raises(CheckpointDamaged, match="the definition of its graph does not have the bytes"):
+        await storage.definition("t")
+    damage(storage, "DELETE FROM graphs")
+    with pytest.raises(CheckpointDamaged, match="the definition of its graph is missing"):
+        await storage.definition("t")
+
+
+async def test_a_trace_without_a_checkpoint_or_a_parent_is_reported(storage: SQLiteCheckpointStorage) -> None:
+    child, fork = Writer("t").fork(await storage.load("t"), "child")
+    fork = type(fork)(parent=1, rev=3, trace_id="child", owner=None, first=fork.first)
+    child.admitted((await storage.commit([fork]))[0])
+    assert len(await storage.messages("child")) == 4
+    damage(storage, "DELETE FROM traces WHERE key = 1")
+    with pytest.raises(CheckpointDamaged, match="the trace that it was forked from is missing"):
+        await storage.load("child")
+    damage(storage, f"DELETE FROM checkpoints WHERE id = {2 << 32 | 4}")
+    with pytest.raises(CheckpointDamaged, match="its newest checkpoint is missing"):
+        await storage.load("child")

@@ -1,0 +1,74 @@
+"""Bugs to plant in a victim: the harness must find each of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import attrs
+
+from tinyllm.actors.dispatch import Dispatch
+from tinyllm.actors.mailbox import reply
+from tinyllm.actors.protocol import Ask, Durable, Put
+from tinyllm.actors.schedule import TraceSchedule, WriteNow
+from tinyllm.actors.writer import StorageWriter
+from tinyllm.storage.contract import Outcome
+
+BUSY = 0.02
+"""Seconds by which a commit takes longer, so that a kill hits it more often."""
+
+
+def acknowledge_before_commit() -> None:
+    """The writer says that a delta is durable, and only then writes it."""
+    commit, tell = StorageWriter._commit, StorageWriter._tell
+
+    async def early(self: StorageWriter, batch: list[Put | Ask]) -> None:
+        for item in batch:
+            if isinstance(item, Put):
+                reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+        await anyio.sleep(BUSY)
+        await commit(self, batch)
+
+    def later(self: StorageWriter, item: Put | Ask, outcome: Outcome) -> None:
+        if isinstance(item, Ask):
+            tell(self, item, outcome)
+
+    StorageWriter._commit = early  # type: ignore[method-assign]
+    StorageWriter._tell = later  # type: ignore[method-assign]
+
+
+def start_before_commit() -> None:
+    """The next node starts as in `async` mode, whatever mode was asked for, and effects wait for nothing."""
+    commit, made = StorageWriter._commit, Dispatch.__init__
+
+    async def slow(self: StorageWriter, batch: list[Put | Ask]) -> None:
+        await anyio.sleep(BUSY)
+        await commit(self, batch)
+
+    def init(self: Dispatch, *args: Any, **options: Any) -> None:
+        made(self, *args, **options)
+        self._sync = self._commits_output = False
+
+    StorageWriter._commit = slow  # type: ignore[method-assign]
+    Dispatch.__init__ = init  # type: ignore[method-assign]
+
+
+def forget_an_end() -> None:
+    """The scheduler loses, of every fifth delta, that an activation ended; all counts agree with that."""
+    flush = TraceSchedule.flush
+    forgotten = 0
+
+    def lossy(self: TraceSchedule, now: float) -> Any:
+        nonlocal forgotten
+        effects = flush(self, now)
+        for place, effect in enumerate(effects):
+            if isinstance(effect, WriteNow):
+                delta = effect.delta
+                if delta.step % 5 == 4:
+                    forgotten += len(delta.ended)
+                    delta = attrs.evolve(delta, ended=())
+                counts = attrs.evolve(delta.counts, frontier=delta.counts.frontier + forgotten)
+                effects[place] = WriteNow(attrs.evolve(delta, counts=counts))
+        return effects
+
+    TraceSchedule.flush = lossy  # type: ignore[method-assign]

@@ -1,0 +1,75 @@
+"""The survey of `examples/survey`, with a witness at every node, and a small input for it."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tests.torture.witness import witnessed
+from tinyllm import Graph, NodeContext, load_graph, node
+from tinyllm.graph.node import NodeFunction
+
+SURVEY = load_graph(Path(__file__).parents[2] / "examples" / "survey" / "survey.yaml")
+
+
+@node
+def find(task: str, context: NodeContext) -> Any:
+    with witnessed(context, "list"):
+        return SURVEY.functions["find"].call(task, context)
+
+
+@node
+def parse(batch: dict[str, Any], context: NodeContext) -> Any:
+    with witnessed(context, f"parse {batch['number']}"):
+        return SURVEY.functions["parse"].call(batch)
+
+
+@node
+def gather(batches: list[dict[str, Any]], context: NodeContext) -> Any:
+    with witnessed(context, "gather"):
+        return SURVEY.functions["gather"].call(batches)
+
+
+@node
+def rank(gathered: dict[str, Any], context: NodeContext) -> Any:
+    with witnessed(context, "rank"):
+        return SURVEY.functions["rank"].call(gathered, context)
+
+
+@node(effects=True)
+def write(report: dict[str, Any], context: NodeContext) -> Any:
+    with witnessed(context, "write"):
+        return SURVEY.functions["write"].call(report, context)
+
+
+def survey() -> Graph:
+    functions = [find, parse, gather, rank, write]
+    return attrs.evolve(SURVEY, functions={function.__name__: NodeFunction.of(function) for function in functions})
+
+
+def key(source: str, value: Any) -> str:
+    """The key that the witness has of the activation that returned `value`."""
+    return f"parse {value['number']}" if source == "parse" else source
+
+
+def causes(work: str, batches: int) -> set[str]:
+    """What must be recorded before `work` starts, where the next node waits for the commit."""
+    parses = {f"parse {number}" for number in range(1, batches + 1)}
+    before = {"list": set[str](), "gather": parses, "rank": {"gather"}, "write": {"rank"}}
+    return before.get(work, {"list"})
+
+
+def make_input(folder: Path, files: int, seed: str) -> None:
+    """`files` Python files, in folders, of 20 to 300 lines; every twentieth does not parse."""
+    rng = random.Random(seed)
+    for number in range(files):
+        path = folder / f"part{number % 7}" / f"module{number}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        body = [f"import module{rng.randrange(files)}"]
+        for function in range(rng.randint(3, 40)):
+            body += [f"def function{function}(x):", f"    if x > {rng.randrange(99)} and x:", "        x = -x"]
+            body += [f"    return [y for y in range(x) if y % {rng.randint(2, 9)}]", ""]
+        path.write_text("\n".join(body) + ("\ndef (:\n" if number % 20 == 19 else "\n"))

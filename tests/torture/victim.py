@@ -1,0 +1,134 @@
+"""A process to kill: it executes one trace, and tells every event on its standard output.
+
+`run()` starts it, kills it when asked to, and hears it out. Run as a program, this is the victim.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 60.0
+"""Seconds after which a victim that nobody kills is taken to hang."""
+
+
+@attrs.frozen(kw_only=True)
+class Order:
+    """What the victim does. `graph` and `plant` (a bug to begin with) name a function: `module:function`."""
+
+    graph: str
+    task: Any
+    folder: str
+    """Its store is in there, and what it has to say on standard error."""
+    trace_id: str = "t"
+    backend: str = "asyncio"
+    variables: dict[str, Any] = attrs.field(factory=dict)
+    config: dict[str, Any] = attrs.field(factory=dict)
+    plant: str | None = None
+
+    @property
+    def store(self) -> Path:
+        return Path(self.folder, "store")
+
+    @property
+    def log(self) -> Path:
+        return Path(self.folder, "log")
+
+
+@attrs.frozen
+class Kill:
+    """When to kill: `seconds` after the victim has told so many events (0: after its start)."""
+
+    seconds: float
+    events: int = 0
+
+
+@attrs.frozen
+class Lived:
+    """A victim's life: its events, with the seconds after its start at which each was heard (`at`)."""
+
+    pid: int
+    returncode: int
+    timed_out: bool
+    """It was killed because its time was over."""
+    seconds: float
+    events: list[dict[str, Any]]
+
+    @property
+    def killed(self) -> bool:
+        return self.returncode == -signal.SIGKILL
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        return [event for event in self.events if event["event"] == kind]
+
+    def highest_step(self, kind: str) -> int:
+        return max((event["step"] for event in self.of(kind)), default=0)
+
+
+def run(order: Order, kill: Kill | None = None) -> Lived:
+    """Run a victim until it ends, or `kill` ends it."""
+    command = [sys.executable, "-m", __name__, json.dumps(attrs.asdict(order))]
+    order.log.parent.mkdir(parents=True, exist_ok=True)
+    began = time.monotonic()
+    deadline = began + PATIENCE
+    events: list[dict[str, Any]] = []
+    with (
+        order.log.open("ab") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, start_new_session=True) as victim,
+    ):
+        assert victim.stdout is not None
+        file, told, timed_out = victim.stdout.fileno(), b"", False
+        while True:
+            if kill is not None and len(events) >= kill.events:
+                deadline, kill = time.monotonic() + kill.seconds, None
+            if not timed_out and not select.select([file], [], [], max(0, deadline - time.monotonic()))[0]:
+                victim.kill()
+                timed_out = True
+            data = os.read(file, 1 << 16)
+            if not data:
+                break
+            *lines, told = (told + data).split(b"\n")
+            events += [{"at": time.monotonic() - began, **json.loads(line)} for line in lines]
+        victim.wait()
+    return Lived(victim.pid, victim.returncode, timed_out, time.monotonic() - began, events)
+
+
+def named(place: str) -> Any:
+    module, _, name = place.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def main(order: Order) -> None:
+    import anyio
+
+    from tinyllm import Executor, ExecutorConfig
+
+    def tell(event: object) -> None:
+        line = json.dumps({"event": type(event).__name__, **attrs.asdict(event)})  # type: ignore[arg-type] # they are
+        os.write(1, line.encode() + b"\n")  # at once: what is in a buffer dies with the process
+
+    async def execute() -> None:
+        os.write(1, b'{"event": "Opening"}\n')
+        config = ExecutorConfig(**order.config)
+        async with Executor(named(order.graph)(), config, order.store, on_event=tell) as executor:
+            response = await executor.execute(order.task, trace_id=order.trace_id, variables=order.variables)
+        os.write(1, json.dumps({"event": "Response", "content": response.content}).encode() + b"\n")
+
+    if order.plant:
+        named(order.plant)()
+    anyio.run(execute, backend=order.backend)
+
+
+if __name__ == "__main__":
+    main(Order(**json.loads(sys.argv[1])))

@@ -1,0 +1,138 @@
+"""tinyllm runs long graphs of nodes that never lose their work. See `Executor`, `GraphBuilder` and `load_graph`.
+
+The public names, each imported when it is first used: `import tinyllm` itself costs nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tinyllm.core.builder import load_graph
+    from tinyllm.core.config import ExecutorConfig
+    from tinyllm.core.executor import Executor
+    from tinyllm.errors import (
+        AmbiguousTrace,
+        CheckpointDamaged,
+        CheckpointNotFound,
+        ConditionError,
+        ConfigError,
+        DatabaseCorrupt,
+        DatabaseLocked,
+        DatabaseTooNew,
+        ExecutionError,
+        GraphChanged,
+        GraphError,
+        InvalidGraph,
+        NodeError,
+        NodeMissing,
+        OwnershipLost,
+        StorageError,
+        StorageFailed,
+        StorageNotOpen,
+        StoragePathError,
+        StoreMissing,
+        TinyLLMError,
+        TraceExists,
+        TraceMismatch,
+        TraceNotFound,
+        TraceOwned,
+        UnguardedMain,
+        ValueMismatch,
+        ValueMutated,
+        ValueNotReadable,
+        ValueNotStorable,
+    )
+    from tinyllm.graph.build import GraphBuilder
+    from tinyllm.graph.definition import Edge, Graph, Node
+    from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload, TaskResponse
+    from tinyllm.graph.node import NodeContext, Result, Send, node
+    from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, StorageConfig
+    from tinyllm.storage.memory import InMemoryCheckpointStorage
+    from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "tinyllm.core.builder": ["load_graph"],
+    "tinyllm.core.config": ["ExecutorConfig"],
+    "tinyllm.core.executor": ["Executor"],
+    "tinyllm.graph.build": ["GraphBuilder"],
+    "tinyllm.graph.definition": ["Edge", "Graph", "Node"],
+    "tinyllm.graph.messages": ["ErrorInfo", "Message", "MessagePayload", "TaskPayload", "TaskResponse"],
+    "tinyllm.graph.node": ["NodeContext", "Result", "Send", "node"],
+    "tinyllm.storage.contract": ["CheckpointRecord", "CheckpointStorage", "StorageConfig"],
+    "tinyllm.storage.memory": ["InMemoryCheckpointStorage"],
+    "tinyllm.storage.sqlite": ["SQLiteCheckpointStorage"],
+}
+"""Where the public names live; those of the errors, which are all in one module, are not repeated here."""
+
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "AmbiguousTrace",
+    "CheckpointDamaged",
+    "CheckpointNotFound",
+    "CheckpointRecord",
+    "CheckpointStorage",
+    "ConditionError",
+    "ConfigError",
+    "DatabaseCorrupt",
+    "DatabaseLocked",
+    "DatabaseTooNew",
+    "Edge",
+    "ErrorInfo",
+    "ExecutionError",
+    "Executor",
+    "ExecutorConfig",
+    "Graph",
+    "GraphBuilder",
+    "GraphChanged",
+    "GraphError",
+    "InMemoryCheckpointStorage",
+    "InvalidGraph",
+    "Message",
+    "MessagePayload",
+    "Node",
+    "NodeContext",
+    "NodeError",
+    "NodeMissing",
+    "OwnershipLost",
+    "Result",
+    "SQLiteCheckpointStorage",
+    "Send",
+    "StorageConfig",
+    "StorageError",
+    "StorageFailed",
+    "StorageNotOpen",
+    "StoragePathError",
+    "StoreMissing",
+    "TaskPayload",
+    "TaskResponse",
+    "TinyLLMError",
+    "TraceExists",
+    "TraceMismatch",
+    "TraceNotFound",
+    "TraceOwned",
+    "UnguardedMain",
+    "ValueMismatch",
+    "ValueMutated",
+    "ValueNotReadable",
+    "ValueNotStorable",
+    "__version__",
+    "load_graph",
+    "node",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_HOME.get(name, "tinyllm.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

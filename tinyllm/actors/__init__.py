@@ -1,0 +1,1 @@
+"""Who runs a trace: actors that share nothing and send each other frozen messages."""

@@ -1,0 +1,124 @@
+"""Which activation may start now: concurrency, durability and credit. Pure; beside `run.py`."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from tinyllm.actors.plan import Activation
+from tinyllm.graph.definition import Graph, Node
+
+Durability = Literal["async", "sync", "exit"]
+
+CREDIT = 64
+"""Deltas that a trace may have handed over without an acknowledgement: what a crash can cost it."""
+
+IN_LOOP, IN_THREAD = 64, 16
+"""Activations of one node that one trace runs at once, where the node does not say: threads are dearer than waiting."""
+
+
+class Dispatch:
+    """What is ready, what runs, and the three gates between them.
+
+    - `sync`: nothing starts while anything handed over is not durable.
+    - Output commit: a node with effects starts only after the delta that planned it is durable (not in `exit` mode).
+    - Credit: nothing starts, and no result is taken, while `CREDIT` deltas are not acknowledged; where deltas are
+      merged before they are written, only those count that somebody waits for.
+
+    And one rule for nodes that run in the event loop: one is sent only after the one before it has begun. A node that
+    blocks the loop would otherwise be followed by its siblings before anybody could record that it has finished.
+    """
+
+    def __init__(self, graph: Graph, durability: Durability, *, recorded: bool, merges: bool) -> None:
+        self._graph = graph
+        self._sync = recorded and durability == "sync"
+        self._commits_output = recorded and durability != "exit"
+        self._merges = merges
+        self._unacknowledged: deque[int] = deque()
+        self._ready: dict[str, deque[Activation]] = {}
+        self.running: dict[int, Activation] = {}
+        self._running_of: Counter[str] = Counter()
+        self._starting: int | None = None
+        self.handed = 0
+        self.durable = 0
+        self.stopped = False
+        self._in_loop = {n.id: is_in_loop(graph, n) for n in graph.nodes.values()}
+        self._effects = {n.id: graph.has_effects(n) for n in graph.nodes.values()}
+        self._cap = {n.id: concurrency(graph, n) for n in graph.nodes.values()}
+
+    @property
+    def settled(self) -> bool:
+        """Nothing runs and all that was handed over is durable."""
+        return not self.running and self.durable >= self.handed
+
+    @property
+    def has_credit(self) -> bool:
+        return len(self._unacknowledged) < CREDIT
+
+    def hand(self, number: int, *, forced: bool) -> None:
+        """Delta `number` is handed over."""
+        self.handed = number
+        if forced or not self._merges:
+            self._unacknowledged.append(number)
+
+    def acknowledge(self, number: int) -> None:
+        """Every delta up to `number` is durable."""
+        self.durable = number
+        while self._unacknowledged and self._unacknowledged[0] <= number:
+            self._unacknowledged.popleft()
+
+    def add(self, planned: Iterable[Activation]) -> None:
+        for activation in planned:
+            self._ready.setdefault(activation.node, deque()).append(activation)
+
+    def next(self, may_start: Callable[[], bool]) -> Activation | None:
+        """The next activation to start, now counted as running; None if none may."""
+        if self.stopped or not self._ready or not self.has_credit or (self._sync and self.durable < self.handed):
+            return None
+        for node, queue in self._ready.items():
+            if self._running_of[node] >= self._cap[node] or (self._in_loop[node] and self._starting is not None):
+                continue
+            if self._commits_output and self._effects[node] and queue[0].born > self.durable:
+                continue
+            if not may_start():
+                return None
+            activation = queue.popleft()
+            del self._ready[node]
+            if queue:  # to the back: the nodes of a trace take turns
+                self._ready[node] = queue
+            self.running[activation.seq] = activation
+            self._running_of[node] += 1
+            if self._in_loop[node]:
+                self._starting = activation.seq
+            return activation
+        return None
+
+    def needs_durable(self, planned: Iterable[Activation]) -> bool:
+        """Whether some of `planned` wait for their delta."""
+        return self._commits_output and any(self._effects[activation.node] for activation in planned)
+
+    def started(self, seq: int) -> None:
+        if self._starting == seq:
+            self._starting = None
+
+    def ended(self, seq: int) -> Activation:
+        self.started(seq)
+        activation = self.running.pop(seq)
+        self._running_of[activation.node] -= 1
+        return activation
+
+
+def is_in_loop(graph: Graph, node: Node) -> bool:
+    """Whether the node's code runs in the event loop, where it can block it."""
+    function = graph.function(node)
+    return function is not None and function.is_async
+
+
+def concurrency(graph: Graph, node: Node) -> int:
+    if node.max_concurrency is not None:
+        return node.max_concurrency
+    if node.process:
+        return os.cpu_count() or 1
+    return IN_LOOP if graph.function(node) is None or is_in_loop(graph, node) else IN_THREAD

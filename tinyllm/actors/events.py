@@ -1,0 +1,75 @@
+"""What an observer of an executor is told, in order, from within the event loop: it must return at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import attrs
+
+from tinyllm.graph.messages import ErrorInfo
+from tinyllm.storage.contract import Status
+
+
+@attrs.frozen
+class TraceStarted:
+    """A trace begins or goes on.
+
+    `kept`: durable steps. `again`: activations that were running when it stopped and run again. `lost`: finished steps
+    that were not durable yet, None where nothing can tell. `changes`: what is different in the graph since.
+    `waiting`: the frontier, by node.
+    """
+
+    trace_id: str
+    resumed: bool
+    kept: int
+    again: int
+    lost: int | None
+    changes: tuple[str, ...]
+    waiting: Mapping[str, int]
+
+
+@attrs.frozen
+class Planned:
+    trace_id: str
+    node_id: str
+    count: int
+
+
+@attrs.frozen
+class NodeStarted:
+    trace_id: str
+    node_id: str
+
+
+@attrs.frozen
+class NodeFinished:
+    trace_id: str
+    node_id: str
+    step: int
+    duration_ms: float
+
+
+@attrs.frozen
+class NodeFailed:
+    trace_id: str
+    node_id: str
+    error: ErrorInfo
+
+
+@attrs.frozen
+class Committed:
+    """Everything up to `step` is durable."""
+
+    trace_id: str
+    step: int
+    rev: int
+
+
+@attrs.frozen
+class TraceEnded:
+    trace_id: str
+    status: Status
+    step: int
+
+
+Event = TraceStarted | Planned | NodeStarted | NodeFinished | NodeFailed | Committed | TraceEnded

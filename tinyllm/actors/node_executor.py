@@ -1,0 +1,173 @@
+"""The actor that runs the code of one node, for all traces of a process."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from functools import partial
+from typing import Any, assert_never
+
+import anyio
+import anyio.lowlevel
+import anyio.to_process
+import anyio.to_thread
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from tinyllm.actors.dispatch import IN_THREAD, concurrency, is_in_loop
+from tinyllm.actors.mailbox import reply
+from tinyllm.actors.protocol import Cancelled, CancelNode, Failed, Finished, NodeMessage, RunAddress, RunNode, Started
+from tinyllm.errors import NodeError
+from tinyllm.graph.definition import Graph, Node
+from tinyllm.graph.functions import locate
+from tinyllm.graph.messages import ErrorInfo
+from tinyllm.graph.node import NodeFunction
+from tinyllm.nodes.call import Call, Caller, Output, error_info
+from tinyllm.nodes.kinds import KINDS
+from tinyllm.nodes.process import call_in_worker
+
+
+class NodeExecutor:
+    """Runs one attempt at a time for each message, as many at once as the node allows; captures the results."""
+
+    def __init__(
+        self,
+        graph: Graph,
+        node: Node,
+        inbox: MemoryObjectReceiveStream[NodeMessage],
+        *,
+        deps: Any,
+        debug_mutation: bool,
+    ) -> None:
+        self._node = node
+        self._inbox = inbox
+        self._function = KINDS[node.type](graph, node)
+        self._invoke = self._invoker(graph, deps, debug_mutation)
+        # `max_concurrency` speaks for the process, whatever the number of traces. Waiting for it is done by each
+        # attempt and not by the actor, which must still hear of cancellations.
+        self._slots = None if node.max_concurrency is None else anyio.Semaphore(node.max_concurrency, fast_acquire=True)
+        self._scopes: dict[tuple[RunAddress, int], anyio.CancelScope] = {}
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        """Serve until every sender has closed, then until the last attempt has ended."""
+        async with anyio.create_task_group() as attempts:
+            with self._inbox:
+                try:
+                    task_status.started()
+                    async for message in self._inbox:
+                        match message:
+                            case RunNode():
+                                # The scope is there before the attempt runs: it may be cancelled before that.
+                                scope = self._scopes[message.reply, message.seq] = anyio.CancelScope()
+                                name = f"node {self._node.id} #{message.seq}"
+                                attempts.start_soon(self._attempt, message, scope, name=name)
+                            case CancelNode():
+                                if known := self._scopes.get((message.reply, message.seq)):
+                                    known.cancel()
+                            case _:
+                                assert_never(message)
+                finally:
+                    self._refuse_waiting()
+
+    def _refuse_waiting(self) -> None:
+        """Answer what was sent and, because this was cancelled, not taken."""
+        with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+            while True:
+                message = self._inbox.receive_nowait()
+                if isinstance(message, RunNode):
+                    reply(message.reply, Cancelled(message.seq))
+
+    @contextlib.asynccontextmanager
+    async def _slot(self, message: RunNode) -> AsyncIterator[None]:
+        if self._slots is None:
+            yield
+            return
+        try:
+            self._slots.acquire_nowait()
+        except anyio.WouldBlock:
+            # Another trace has it. It may be long: until then nodes of this trace must not wait for this one's start.
+            reply(message.reply, Started(message.seq))
+            await self._slots.acquire()
+        try:
+            yield
+        finally:
+            self._slots.release()
+
+    async def _attempt(self, message: RunNode, scope: anyio.CancelScope) -> None:
+        """Exactly one answer, whatever happens."""
+        answer: Finished | Failed | Cancelled | None = None
+        call = message.call
+        began = time.perf_counter()
+        try:
+            with scope:
+                async with self._slot(message):
+                    # One more turn of the loop: the writer then has all that was handed over before this node was
+                    # sent, even if the node never gives the loop back (each actor on the way takes one turn).
+                    await anyio.lowlevel.checkpoint()
+                    reply(message.reply, Started(message.seq))
+                    began = time.perf_counter()
+                    output = await self._invoke(call)
+                    if isinstance(output, ErrorInfo):
+                        answer = Failed(message.seq, output, None)
+                    else:
+                        duration = (time.perf_counter() - began) * 1000
+                        answer = Finished(message.seq, output, time.time(), duration)
+            if answer is None:
+                answer = Cancelled(message.seq)
+        except (Exception, SystemExit) as error:
+            answer = Failed(message.seq, error_info(self._node.id, error), error)
+        except anyio.get_cancelled_exc_class():
+            await anyio.lowlevel.checkpoint_if_cancelled()  # raises if the cancellation was meant for us
+            stray = NodeError(self._node.id, "a cancellation of its own making escaped from it")
+            answer = Failed(message.seq, error_info(self._node.id, stray), stray)
+        finally:
+            del self._scopes[message.reply, message.seq]
+            reply(message.reply, answer or Cancelled(message.seq))
+
+    def _invoker(
+        self, graph: Graph, deps: Any, debug_mutation: bool
+    ) -> Callable[[Call], Awaitable[Output | ErrorInfo]]:
+        if self._function is None:
+            return _pass_on
+        if self._node.process:
+            path, qualname = locate(self._function)
+            limiter = anyio.CapacityLimiter(concurrency(graph, self._node))
+            return partial(_in_process, path, qualname, self._function.wants_context, debug_mutation, limiter)
+        caller = Caller(self._function, deps=deps, debug_mutation=debug_mutation)
+        if is_in_loop(graph, self._node):
+            return partial(_in_loop, self._function, caller)
+        return partial(
+            _in_thread, self._function, caller, anyio.CapacityLimiter(max(IN_THREAD, concurrency(graph, self._node)))
+        )
+
+
+async def _pass_on(call: Call) -> Output:
+    return Output(call.input.body)
+
+
+async def _in_loop(function: NodeFunction, caller: Caller, call: Call) -> Output:
+    prepared = caller.prepare(call)
+    return caller.output(prepared, await function.call(*prepared.arguments, **prepared.keywords))
+
+
+async def _in_thread(function: NodeFunction, caller: Caller, limiter: anyio.CapacityLimiter, call: Call) -> Output:
+    def work() -> Output:
+        prepared = caller.prepare(call)
+        return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
+
+    # Abandoned when cancelled: a thread cannot be stopped, and its result would not be recorded any more.
+    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+
+
+async def _in_process(
+    path: str, qualname: str, wants_context: bool, debug_mutation: bool, limiter: anyio.CapacityLimiter, call: Call
+) -> Output | ErrorInfo:
+    lent = (
+        call
+        if wants_context
+        else Call(call.trace_id, call.node_id, call.activation, call.attempt, call.input, call.sources, {})
+    )
+    return await anyio.to_process.run_sync(
+        call_in_worker, path, qualname, lent, debug_mutation, cancellable=True, limiter=limiter
+    )

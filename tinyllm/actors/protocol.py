@@ -1,0 +1,172 @@
+"""What actors say to each other: one closed union for each mailbox. Nothing that is sent can change afterwards."""
+
+from __future__ import annotations
+
+import anyio
+import attrs
+from anyio.streams.memory import MemoryObjectSendStream
+
+from tinyllm.graph.messages import ErrorInfo
+from tinyllm.nodes.call import Call, Output
+from tinyllm.storage.contract import Delta, Outcome, Write
+
+
+class Answer:
+    """The reply to a request: settled once, with a value or an exception."""
+
+    def __init__(self) -> None:
+        self._settled = anyio.Event()
+        self._outcome: Outcome | None = None
+
+    def settle(self, outcome: Outcome) -> None:
+        self._outcome = outcome
+        self._settled.set()
+
+    async def wait(self) -> Outcome:
+        """The outcome.
+
+        :raises Exception: if that is the outcome.
+        """
+        await self._settled.wait()
+        assert self._outcome is not None
+        if isinstance(self._outcome, Exception):
+            raise self._outcome
+        return self._outcome
+
+
+# -- to a Run --------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Started:
+    """A node's code is about to run (in the event loop, so nothing else does until it waits)."""
+
+    seq: int
+
+
+@attrs.frozen
+class Finished:
+    seq: int
+    output: Output
+    ended_at: float
+    duration_ms: float
+
+
+@attrs.frozen(eq=False)
+class Failed:
+    seq: int
+    error: ErrorInfo
+    exception: BaseException | None
+
+
+@attrs.frozen
+class Cancelled:
+    seq: int
+
+
+@attrs.frozen
+class Durable:
+    """Every delta up to `number` is durable, as `rev`."""
+
+    number: int
+    step: int
+    rev: int
+
+
+@attrs.frozen(eq=False)
+class Refused:
+    """The store did not take a delta: the trace is no longer ours, or the store failed. Nothing later was written."""
+
+    error: Exception
+
+
+@attrs.frozen
+class Stop:
+    """Start nothing more; end when what runs has ended."""
+
+
+RunMessage = Started | Finished | Failed | Cancelled | Durable | Refused | Stop
+RunAddress = MemoryObjectSendStream[RunMessage]
+
+
+# -- to a NodeExecutor -----------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class RunNode:
+    seq: int
+    call: Call
+    reply: RunAddress
+
+
+@attrs.frozen(eq=False)
+class CancelNode:
+    seq: int
+    reply: RunAddress
+
+
+NodeMessage = RunNode | CancelNode
+
+
+# -- to the CheckpointScheduler --------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Open:
+    """A trace begins to be executed here; its newest delta is `rev`."""
+
+    trace_id: str
+    trace: int
+    rev: int
+    reply: RunAddress
+
+
+@attrs.frozen(eq=False)
+class Stepped:
+    """`forced`: somebody waits for it (an end, a failure, an `effects` node), whatever the interval."""
+
+    trace_id: str
+    delta: Delta
+    forced: bool
+
+
+@attrs.frozen(eq=False)
+class Close:
+    """Nothing more of this trace comes. Then `release`, if one is given, is carried out."""
+
+    trace_id: str
+    release: Write | None = None
+    answer: Answer | None = None
+
+
+ScheduleMessage = Open | Stepped | Close
+
+
+# -- to the StorageWriter --------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Put:
+    trace_id: str
+    delta: Delta
+    reply: RunAddress
+
+
+@attrs.frozen(eq=False)
+class Ask:
+    """A write that somebody waits for. It keeps its place among the writes of its trace."""
+
+    trace_id: str
+    write: Write
+    answer: Answer
+
+
+@attrs.frozen
+class PruneDue:
+    """The trace has more checkpoints than are kept."""
+
+    trace_id: str
+    trace: int
+
+
+WriteMessage = Put | Ask | PruneDue

@@ -1,0 +1,84 @@
+"""When a checkpoint is due: the scheduler's decisions. Pure; beside `scheduler.py`."""
+
+from __future__ import annotations
+
+import attrs
+
+from tinyllm.actors.dispatch import Durability
+from tinyllm.actors.merge import merge
+from tinyllm.storage.contract import TERMINAL, Delta
+
+MERGED_BYTES = 1 << 20
+"""A merged delta of more than this is written, whatever the interval: memory must not grow with the interval."""
+
+PRUNE_SLACK = 64
+"""Checkpoints a trace may have beyond those it keeps: pruning one by one costs a transaction each."""
+
+
+@attrs.frozen
+class Policy:
+    """When deltas are written. `interval` in seconds, 0: no interval."""
+
+    each_node: bool
+    interval: float
+    durability: Durability
+    keep: int
+
+    @property
+    def merges(self) -> bool:
+        """Whether deltas may wait here for others."""
+        return self.durability == "exit" or not (self.each_node or self.durability == "sync")
+
+
+@attrs.frozen
+class WriteNow:
+    delta: Delta
+
+
+@attrs.frozen
+class PruneNow:
+    pass
+
+
+Effect = WriteNow | PruneNow
+
+
+class TraceSchedule:
+    """One trace: what waits to be written, and how many checkpoints there are to prune."""
+
+    def __init__(self, policy: Policy, rev: int, now: float) -> None:
+        self._policy = policy
+        self._rev = rev
+        self._written_at = now
+        self._pending: Delta | None = None
+        # A trace that goes on may have all it may have; the first pruning finds out.
+        self._extra = PRUNE_SLACK if rev > policy.keep else rev - policy.keep
+
+    @property
+    def due_at(self) -> float | None:
+        """When what waits must be written; None: nothing does, or only the end will write it."""
+        policy = self._policy
+        if self._pending is None or policy.durability == "exit" or not policy.interval:
+            return None
+        return self._written_at + policy.interval
+
+    def stepped(self, delta: Delta, forced: bool, now: float) -> list[Effect]:
+        policy = self._policy
+        self._pending = delta if self._pending is None else merge(self._pending, delta)
+        due = self.due_at
+        if forced or not policy.merges or self._pending.size > MERGED_BYTES or (due is not None and now >= due):
+            return self.flush(now)
+        return []
+
+    def flush(self, now: float) -> list[Effect]:
+        """Write what waits."""
+        if self._pending is None:
+            return []
+        self._rev += 1
+        self._extra += 1
+        delta, self._pending, self._written_at = attrs.evolve(self._pending, rev=self._rev), None, now
+        over = self._extra > 0 and delta.status in TERMINAL
+        if over or self._extra >= PRUNE_SLACK:
+            self._extra = 0
+            return [WriteNow(delta), PruneNow()]
+        return [WriteNow(delta)]

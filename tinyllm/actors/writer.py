@@ -1,0 +1,121 @@
+"""The actor that writes: the only one that calls `commit`."""
+
+from __future__ import annotations
+
+import logging
+from typing import assert_never
+
+import anyio
+from anyio.abc import TaskStatus
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from tinyllm.actors.batch import MAX_WRITES, Queue
+from tinyllm.actors.mailbox import reply
+from tinyllm.actors.protocol import Ask, Durable, PruneDue, Put, Refused, WriteMessage
+from tinyllm.errors import StorageError
+from tinyllm.storage.contract import Append, CheckpointStorage, Outcome, Prune, Pruned, Write
+
+logger = logging.getLogger(__name__)
+
+PRUNE_SLICE = 64
+RECLAIM_PAGES = 256
+
+
+class StorageWriter:
+    """Group commit: what waited during one commit is the next batch. Prunes with what room a batch has left.
+
+    It ends when every sender has closed, after the last write and the last pruning, never by cancellation: `shield` is
+    the scope it runs in; whoever shuts it down sets its deadline.
+    """
+
+    def __init__(
+        self,
+        storage: CheckpointStorage,
+        inbox: MemoryObjectReceiveStream[WriteMessage],
+        shield: anyio.CancelScope,
+        *,
+        keep: int,
+    ) -> None:
+        self._storage = storage
+        self._inbox = inbox
+        self._shield = shield
+        self._keep = keep
+        self._queue = Queue()
+        self._prune_due: dict[int, PruneDue] = {}
+        self._reclaimable = False
+
+    async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
+        with self._shield, self._inbox:
+            task_status.started()
+            open_ = True
+            while open_ or self._queue or self._prune_due:
+                open_ = await self._fill(open_)
+                if self._queue or self._prune_due:
+                    await self._commit(self._queue.take())
+                elif self._reclaimable:
+                    await self._reclaim()
+
+    async def _fill(self, open_: bool) -> bool:
+        """Take what has come; wait only where there is nothing to do. False once every sender has closed."""
+        if not open_:
+            return False
+        try:
+            if not (self._queue or self._prune_due or self._reclaimable):
+                self._take(await self._inbox.receive())
+            while True:
+                self._take(self._inbox.receive_nowait())
+        except anyio.WouldBlock:
+            return True
+        except anyio.EndOfStream:
+            return False
+
+    def _take(self, message: WriteMessage) -> None:
+        match message:
+            case Put() | Ask():
+                self._queue.add(message)
+            case PruneDue():
+                self._prune_due[message.trace] = message
+            case _:
+                assert_never(message)
+
+    async def _commit(self, batch: list[Put | Ask]) -> None:
+        writes: list[Write] = [
+            Append(item.trace_id, item.delta) if isinstance(item, Put) else item.write for item in batch
+        ]
+        pruned = next(iter(self._prune_due), None) if len(writes) < MAX_WRITES else None
+        if pruned is not None:
+            writes.append(Prune(pruned, self._keep, PRUNE_SLICE))
+        try:
+            outcomes = await self._storage.commit(writes)
+        except Exception as error:  # of whatever kind: those who wait must hear of it
+            outcomes = [error] * len(writes)
+            logger.error("%s: a commit of %d writes failed: %s", self._storage.name, len(writes), error)
+        for item, outcome in zip(batch, outcomes, strict=False):
+            self._tell(item, outcome)
+        if pruned is not None:
+            self._pruned(pruned, outcomes[-1])
+
+    def _tell(self, item: Put | Ask, outcome: Outcome) -> None:
+        if isinstance(item, Ask):
+            item.answer.settle(outcome)
+        elif not isinstance(outcome, Exception):
+            reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+        else:
+            reply(item.reply, Refused(outcome))
+            for waiting in self._queue.drop(item.trace_id):  # a gap would follow
+                if isinstance(waiting, Ask):
+                    waiting.answer.settle(outcome)
+
+    def _pruned(self, trace: int, outcome: Outcome) -> None:
+        """Put the trace behind the others, or forget it when nothing is left to drop."""
+        due = self._prune_due.pop(trace)
+        self._reclaimable = True
+        if isinstance(outcome, Pruned) and outcome.checkpoints >= PRUNE_SLICE:
+            self._prune_due[trace] = due
+
+    async def _reclaim(self) -> None:
+        try:
+            self._reclaimable = await self._storage.reclaim(RECLAIM_PAGES) > 0
+        except StorageError as error:
+            self._reclaimable = False
+            logger.warning("%s: could not return free pages: %s", self._storage.name, error)

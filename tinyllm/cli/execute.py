@@ -1,0 +1,224 @@
+"""The commands that execute: `run`, `resume`, `fork`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from tinyllm.cli.objects import response_object
+from tinyllm.cli.options import (
+    GRAPH,
+    accept_option,
+    command_line,
+    durability_option,
+    graph_option,
+    json_option,
+    kill_after_option,
+    log_level_option,
+    remember,
+    set_option,
+    storage_option,
+    task_option,
+    together,
+)
+from tinyllm.cli.report import DONE, FAILED, INTERRUPTED, PAUSED
+
+if TYPE_CHECKING:
+    from tinyllm.cli.drive import Job
+    from tinyllm.graph.definition import Graph
+    from tinyllm.graph.messages import TaskResponse
+    from tinyllm.storage.contract import CheckpointStorage, StepRow, TraceRecord
+
+id_option = click.option(
+    "--id", "trace_id", metavar="TRACE", help="The new trace's id. Default: the graph's id and random letters."
+)
+common_options = together(storage_option, durability_option, kill_after_option, json_option, log_level_option)
+
+
+@click.command()
+@click.argument("graph", metavar="GRAPH", callback=remember(GRAPH))
+@task_option
+@set_option
+@id_option
+@common_options
+def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, **common: Any) -> None:
+    """Execute the graph in the file GRAPH.
+
+    The result goes to stdout, everything else to stderr. With the --id of a trace that exists, the same command goes
+    on with it, or prints its result again.
+    """
+    from tinyllm.cli.drive import Job
+    from tinyllm.core.builder import load_graph
+    from tinyllm.core.store import check_trace_id, new_trace_id
+
+    name = check_trace_id(trace_id) if trace_id is not None else None
+    loaded = load_graph(graph)
+    name = name or new_trace_id(loaded.id)
+
+    async def prepare(storage: CheckpointStorage) -> Job:
+        known = await storage.trace(name) if trace_id is not None else None
+        earlier = await earlier_steps(storage, name) if known else []
+        return Job(loaded, name, earlier, lambda executor: executor.execute(task, trace_id=name, variables=variables))
+
+    execute(prepare, must_exist=False, **common)
+
+
+@click.command()
+@click.argument("trace", metavar="TRACE")
+@graph_option
+@accept_option
+@common_options
+def resume(trace: str, graph: str | None, accept_graph_change: bool, **common: Any) -> None:
+    """Go on with a trace that was interrupted or has failed.
+
+    TRACE is an id, the beginning of one, or @last. What is recorded is not run again; of a completed trace the result
+    is printed.
+    """
+    from tinyllm.cli.drive import Job
+    from tinyllm.core.store import find_trace
+
+    async def prepare(storage: CheckpointStorage) -> Job:
+        record = await find_trace(storage, trace)
+        loaded = graph_of(record, graph)
+        earlier = await earlier_steps(storage, record.trace_id)
+        return Job(
+            loaded,
+            record.trace_id,
+            earlier,
+            lambda executor: executor.resume_from_checkpoint(record.trace_id, accept_graph_change=accept_graph_change),
+        )
+
+    execute(prepare, must_exist=True, **common)
+
+
+@click.command()
+@click.argument("trace", metavar="TRACE")
+@click.option("--at", required=True, metavar="NODE|STEP", help="Where it begins: before a node, or after a step.")
+@set_option
+@id_option
+@graph_option
+@accept_option
+@common_options
+def fork(
+    trace: str,
+    at: str,
+    variables: dict[str, Any],
+    trace_id: str | None,
+    graph: str | None,
+    accept_graph_change: bool,
+    **common: Any,
+) -> None:
+    """Start a new trace from a kept checkpoint of another.
+
+    The new trace shares all that was done before; the old one stays as it is.
+    """
+    from tinyllm.cli.drive import Job
+    from tinyllm.core.store import check_trace_id, find_trace, new_trace_id
+
+    name = check_trace_id(trace_id) if trace_id is not None else None
+
+    async def prepare(storage: CheckpointStorage) -> Job:
+        record = await find_trace(storage, trace)
+        loaded = graph_of(record, graph)
+        earlier = await earlier_steps(storage, record.trace_id)
+        child = name or new_trace_id(record.graph_id)
+        click.echo(f"{child}: a fork of {record.trace_id} at {'step ' if at.isdecimal() else ''}{at}", err=True)
+        return Job(
+            loaded,
+            child,
+            earlier,
+            lambda executor: executor.fork(
+                record.trace_id,
+                at=int(at) if at.isdecimal() else at,
+                set=variables,
+                new_trace_id=child,
+                accept_graph_change=accept_graph_change,
+            ),
+        )
+
+    execute(prepare, must_exist=True, **common)
+
+
+def graph_of(record: TraceRecord, given: str | None) -> Graph:
+    """The graph to go on with: `--graph`, else the file that the trace was last executed with.
+
+    :raises click.UsageError: that file is gone, or there was none.
+    """
+    from tinyllm.core.builder import load_graph
+
+    if given is not None:
+        return load_graph(given)
+    if record.graph_path is None:
+        raise click.UsageError(
+            f"trace {record.trace_id!r} was not executed from a graph file; name one with --graph FILE, or resume it "
+            "in the program that built graph {record.graph_id!r}"
+        )
+    if not os.path.exists(record.graph_path):
+        again = command_line("resume", record.trace_id, "--graph", "FILE")
+        raise click.UsageError(f"the graph file {record.graph_path} is gone; name it where it is now:\n  {again}")
+    return load_graph(record.graph_path)
+
+
+async def earlier_steps(storage: CheckpointStorage, trace_id: str) -> list[StepRow]:
+    """A trace's durable steps, in order."""
+    steps: list[StepRow] = []
+    while page := await storage.steps(trace_id, after=steps[-1].step if steps else 0, limit=10_000):
+        steps += page
+    return steps
+
+
+def execute(
+    prepare: Callable[[CheckpointStorage], Awaitable[Job]],
+    *,
+    must_exist: bool,
+    storage: str | None,
+    durability: Any,
+    kill_after: int | None,
+    as_json: bool,
+) -> None:
+    """Execute, print the outcome, and end the command with its exit code."""
+    from tinyllm.cli.drive import drive
+    from tinyllm.core.executor import ExecutorConfig
+    from tinyllm.errors import ExecutionError
+
+    config = ExecutorConfig(durability=durability)
+    try:
+        response, executed = drive(
+            prepare, storage=storage, must_exist=must_exist, config=config, kill_after=kill_after
+        )
+    except ExecutionError as error:
+        if as_json and error.response is not None:
+            print_json(error.response)
+        raise
+    if not executed and response.success:
+        click.echo(f"{response.trace_id}: completed before; this is its recorded result", err=True)
+    if as_json:
+        print_json(response)
+    elif response.success and response.content:
+        click.echo(response.content)
+    sys.exit(_conclude(response))
+
+
+def _conclude(response: TaskResponse) -> int:
+    """Say how to go on with a trace that has not ended, and give the exit code."""
+    again = command_line("resume", response.trace_id)
+    match response.status:
+        case "completed":
+            return DONE
+        case "interrupted":
+            click.echo(f"continue with:\n  {again}", err=True)
+            return INTERRUPTED
+        case "paused":
+            click.echo(f"{response.trace_id} is paused: it waits for an answer\n  {again}", err=True)
+            return PAUSED
+        case _:
+            return FAILED
+
+
+def print_json(response: TaskResponse) -> None:
+    click.echo(json.dumps(response_object(response), ensure_ascii=False, indent=2))

@@ -1,0 +1,139 @@
+"""The commands that look: `list`, `show`, `checkpoints`."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tinyllm.cli.objects import checkpoint_object, trace_object
+from tinyllm.cli.options import command_line, json_option, log_level_option, storage_option
+from tinyllm.cli.text import ago, local_time, table, width
+
+if TYPE_CHECKING:
+    from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, TraceRecord
+
+T = TypeVar("T")
+
+STATUSES = ["queued", "running", "interrupted", "paused", "failed", "completed", "cancelled", "quarantined"]
+
+limit_option = click.option(
+    "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most, the newest first."
+)
+
+
+@click.command(name="list")
+@click.option("--graph-id", metavar="ID", help="Only traces of this graph.")
+@click.option("--status", type=click.Choice(STATUSES), help="Only traces in this status.")
+@limit_option
+@storage_option
+@json_option
+@log_level_option
+def traces(graph_id: str | None, status: Any, limit: int, storage: str | None, as_json: bool) -> None:
+    """List traces, the most recently updated first."""
+
+    async def read(store: CheckpointStorage) -> tuple[list[TraceRecord], str]:
+        return await store.traces(graph_id=graph_id, status=status, limit=limit), store.name
+
+    records, store_name = look(storage, read)
+    if as_json:
+        click.echo(json.dumps([trace_object(record) for record in records], indent=2))
+        return
+    if not records:
+        chosen = graph_id is not None or status is not None
+        click.echo(f"no {'such traces' if chosen else 'traces'} in {store_name}", err=True)
+        return
+    now = time.time()
+    rows = [
+        (record.trace_id, record.graph_id, record.status, f"{record.step:,}", ago(record.updated_at, now))
+        for record in records
+    ]
+    heads = ("trace", "graph", "status", "step", "updated")
+    click.echo("\n".join(table(heads, rows, right=("step",), shrink="graph", columns=width())))
+    if len(records) == limit:
+        click.echo(f"the newest {limit:,}; --limit shows more", err=True)
+
+
+@click.command()
+@click.argument("trace", required=False, metavar="[TRACE]")
+@click.option("--graph-id", metavar="ID", help="Only traces of this graph.")
+@click.option("--trace-id", metavar="TRACE", help="Same as the argument.")
+@limit_option
+@storage_option
+@json_option
+@log_level_option
+def checkpoints(
+    trace: str | None, graph_id: str | None, trace_id: str | None, limit: int, storage: str | None, as_json: bool
+) -> None:
+    """List the kept checkpoints, the newest first.
+
+    Of all traces, or of TRACE: an id, the beginning of one, or @last. `tinyllm fork TRACE --at STEP` starts a new
+    trace from one of them.
+    """
+    if trace is not None and trace_id is not None:
+        raise click.UsageError("name the trace once: as the argument, or with --trace-id")
+    wanted = trace if trace is not None else trace_id
+
+    async def read(store: CheckpointStorage) -> tuple[list[CheckpointRecord], str]:
+        from tinyllm.core.store import find_trace
+
+        if wanted is None:
+            among = [record.trace_id for record in await store.traces(graph_id=graph_id, limit=limit)]
+        else:
+            record = await find_trace(store, wanted)
+            among = [record.trace_id] if graph_id in (None, record.graph_id) else []
+        found: list[CheckpointRecord] = []
+        for name in among:
+            found += await store.checkpoints(name, limit=limit - len(found))
+            if len(found) == limit:
+                break
+        return found, store.name
+
+    records, store_name = look(storage, read)
+    if as_json:
+        click.echo(json.dumps([checkpoint_object(record) for record in records], indent=2))
+        return
+    if not records:
+        click.echo(f"no such checkpoints in {store_name}", err=True)
+        return
+    rows = [(f"{r.step:,}", f"{r.rev:,}", r.node_id or "-", r.status, local_time(r.created_at), r.id) for r in records]
+    heads = ("step", "rev", "node", "status", "created", "id")
+    click.echo("\n".join(table(heads, rows, right=("step", "rev"), shrink="node", columns=width())))
+    if len(records) == limit:
+        click.echo(f"the newest {limit:,}; --limit shows more", err=True)
+
+
+@click.command()
+@click.argument("trace", metavar="TRACE")
+@click.option("--step", type=click.IntRange(min=0), help="As it was after this step, if its checkpoint is kept.")
+@storage_option
+@json_option
+@log_level_option
+def show(trace: str, step: int | None, storage: str | None, as_json: bool) -> None:
+    """Show what a trace did and what runs next.
+
+    TRACE is an id, the beginning of one, or @last.
+    """
+    from tinyllm.cli.portrait import as_lines, as_object, read_portrait
+
+    portrait = look(storage, lambda store: read_portrait(store, trace, step))
+    if as_json:
+        click.echo(json.dumps(as_object(portrait), ensure_ascii=False, indent=2))
+    else:
+        click.echo("\n".join(as_lines(portrait, time.time(), width() or 100, command_line)))
+
+
+def look(storage: str | None, read: Callable[[CheckpointStorage], Awaitable[T]]) -> T:
+    """What `read` finds in the store; nothing is made where there is none."""
+    import anyio
+
+    from tinyllm.core.store import opened_storage
+
+    async def go() -> T:
+        async with opened_storage(storage, must_exist=True) as store:
+            return await read(store)
+
+    return anyio.run(go)

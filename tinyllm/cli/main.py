@@ -1,0 +1,70 @@
+"""The `tinyllm` command: its groups, its exit codes, and nothing that takes long to import."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any
+
+import click
+
+from tinyllm.cli.execute import fork, resume, run
+from tinyllm.cli.graphs import validate
+from tinyllm.cli.look import checkpoints, show, traces
+from tinyllm.cli.report import INTERRUPTED, report
+
+EXIT_CODES = """\b
+Exit codes:
+  0    done
+  1    failed: a node failed for good, or the store did
+  2    usage: an argument, a setting or the graph file is wrong
+  3    paused: a node waits for an answer
+  4    not found: no such trace, checkpoint or store
+  130  interrupted (Ctrl-C or SIGTERM); `tinyllm resume` goes on
+"""
+
+
+class Commands(click.Group):
+    """Lists its commands in the order in which they were added, not by name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 (click's signature)
+        return list(self.commands)
+
+
+class Root(Commands):
+    """Ends every command that raises with a report, never with a traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise  # click knows what to do
+        except KeyboardInterrupt:  # before a trace was executed: there is nothing to save
+            click.echo("interrupted", err=True)
+            ctx.exit(INTERRUPTED)
+        except Exception as error:
+            ctx.exit(report(error, ctx))
+
+
+@click.group(cls=Root, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="tinyllm-runtime", message="%(version)s")
+def cli() -> None:
+    """Run long graphs of nodes that can be killed at any instant and go on from where they were."""
+
+
+@cli.group(cls=Commands)
+def graph() -> None:
+    """Check graph files. The commands for traces are also here, as `tinyllm graph resume`."""
+
+
+graph.add_command(validate)
+for command in (run, resume, traces, show, checkpoints, fork):
+    cli.add_command(command)
+    graph.add_command(command)
+
+
+def main() -> None:
+    """What the installed `tinyllm` starts."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a result may hold what the terminal's encoding has no character for
+        sys.stdout.reconfigure(errors="backslashreplace")
+    cli(prog_name="tinyllm")

@@ -1,0 +1,55 @@
+"""What `--json` prints: records by the glossary's names."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from tinyllm.cli.text import utc
+
+if TYPE_CHECKING:
+    from tinyllm.graph.messages import TaskResponse
+    from tinyllm.storage.contract import CheckpointRecord, TraceRecord
+
+
+def trace_object(record: TraceRecord) -> dict[str, Any]:
+    """A trace; times are ISO 8601."""
+    owner = record.owner
+    return {
+        "trace_id": record.trace_id,
+        "graph_id": record.graph_id,
+        "graph_version": record.graph_version,
+        "graph_path": record.graph_path,
+        "fingerprint": record.fingerprint,
+        "status": record.status,
+        "step": record.step,
+        "rev": record.rev,
+        "epoch": record.epoch,
+        "owner": None if owner is None else {"host": owner.host, "pid": owner.pid, "alive": record.owner_alive},
+        "parent": record.parent,
+        "parent_step": record.parent_step,
+        "created_at": utc(record.created_at),
+        "updated_at": utc(record.updated_at),
+    }
+
+
+def checkpoint_object(record: CheckpointRecord) -> dict[str, Any]:
+    """A checkpoint by its record's field names."""
+    import attrs
+
+    return {**attrs.asdict(record), "created_at": utc(record.created_at)}
+
+
+def response_object(response: TaskResponse) -> dict[str, Any]:
+    """A response by its field names, and `success`; values that JSON does not have are as the store writes them."""
+    import attrs
+
+    from tinyllm.graph.values import capture
+
+    return {
+        **attrs.asdict(response, recurse=False),
+        "value": json.loads(capture(response.value)),
+        "error": attrs.asdict(response.error) if response.error is not None else None,
+        "questions": json.loads(capture(list(response.questions))),
+        "success": response.success,
+    }

@@ -1,0 +1,180 @@
+"""What `tinyllm show` says of a trace."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
+
+import attrs
+
+from tinyllm.cli.objects import trace_object
+from tinyllm.cli.report import users_line
+from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table
+from tinyllm.core.store import find_trace
+from tinyllm.graph.messages import ErrorInfo
+from tinyllm.graph.payload import decode_error, decode_payload
+from tinyllm.graph.values import capture, restore
+from tinyllm.storage.contract import CheckpointStorage, Snapshot, StepRow, TraceRecord, VariableRow
+
+
+@attrs.frozen
+class Work:
+    """One node's part of a trace: activations that ended and their mean time, and those in the frontier by state."""
+
+    done: int
+    mean_ms: float | None
+    frontier: Mapping[str, int]
+
+
+@attrs.frozen
+class Portrait:
+    """A trace as of one of its checkpoints. `task` and `variables` are captured bytes, as they are stored."""
+
+    snapshot: Snapshot
+    newest: bool
+    task: bytes | None
+    nodes: Mapping[str, Work]
+    variables: Mapping[str, bytes]
+    error: ErrorInfo | None
+
+    @property
+    def record(self) -> TraceRecord:
+        return self.snapshot.record
+
+
+async def read_portrait(storage: CheckpointStorage, reference: str, step: int | None) -> Portrait:
+    """The newest checkpoint of a trace, or the one of `step`.
+
+    :raises CheckpointNotFound: the one of `step` is not kept.
+    """
+    record = await find_trace(storage, reference)
+    rev = None if step is None else (await storage.find_checkpoint(record.trace_id, step=step)).rev
+    snapshot = await storage.load(record.trace_id, rev)
+    first = await storage.messages(record.trace_id, rev=rev, limit=1)
+    times: dict[str, list[float]] = {}
+    async for row in _steps(storage, record.trace_id, snapshot.step):
+        times.setdefault(row.node, []).append(row.duration_ms)
+    frontier: dict[str, Counter[str]] = {}
+    for activation in snapshot.frontier:
+        if not activation.node.startswith("$"):
+            frontier.setdefault(activation.node, Counter())[activation.state] += 1
+    nodes = {
+        node: Work(len(ms), sum(ms) / len(ms) if ms else None, frontier.get(node, {}))
+        for node, ms in {**times, **{node: times.get(node, []) for node in frontier}}.items()
+    }
+    return Portrait(
+        snapshot,
+        newest=snapshot.rev == snapshot.record.rev,
+        task=first[0].body if first and first[0].node == "" else None,
+        nodes=nodes,
+        variables={key: _variable(rows) for key, rows in sorted(snapshot.variables.items())},
+        error=decode_error(snapshot.record.error) if snapshot.record.error is not None else None,
+    )
+
+
+async def _steps(storage: CheckpointStorage, trace_id: str, last: int) -> AsyncIterator[StepRow]:
+    after = 0
+    while page := await storage.steps(trace_id, after=after, limit=10_000):
+        for row in page:
+            if row.step > last:
+                return
+            yield row
+        after = page[-1].step
+
+
+def _variable(rows: tuple[VariableRow, ...]) -> bytes:
+    """A variable's whole value: the full row and what was appended, in the order in which nodes see it."""
+    if len(rows) == 1:
+        return rows[0].body
+    appended = sorted(rows[1:], key=lambda row: restore(row.order or b"[]"))
+    return capture([*restore(rows[0].body), *(restore(row.body) for row in appended)])
+
+
+def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[..., str]) -> list[str]:
+    """For a person. `command` writes a command line that can be pasted."""
+    record, snapshot = portrait.record, portrait.snapshot
+    place = f"step {snapshot.step:,}, rev {snapshot.rev:,}"
+    status = f"{record.status} at {place}, updated {ago(record.updated_at, now)}"
+    if not portrait.newest:
+        status = f"as of {place}; it is now {record.status} at step {record.step:,}"
+    facts = [("trace", record.trace_id), ("graph", f"{record.graph_id} {record.graph_version}"), ("status", status)]
+    if record.graph_path:
+        facts.insert(2, ("file", record.graph_path))
+    if portrait.task is not None:
+        value = decode_payload(portrait.task).value
+        text = value if isinstance(value, str) else portrait.task.decode()
+        facts.append(("task", shorten(text, columns - 8) or "(none)"))
+    if record.parent is not None:
+        facts.append(("forked", f"from {record.parent} at step {record.parent_step}"))
+    lines = [f"{name:<6}  {text}" for name, text in facts]
+
+    if portrait.nodes:
+        rows = [
+            (node, f"{work.done:,}", duration(work.mean_ms / 1000) if work.mean_ms is not None else "", _next(work))
+            for node, work in portrait.nodes.items()
+        ]
+        heads = ("node", "done", "mean time", "next")
+        lines += ["", *table(heads, rows, right=("done", "mean time"), shrink="node", columns=columns)]
+    if portrait.variables:
+        lines += ["", "variables"]
+        lines += [_variable_line(key, body, columns) for key, body in portrait.variables.items()]
+    if portrait.error is not None and portrait.newest:
+        where = f" in node {portrait.error.node_id!r}" if portrait.error.node_id else ""
+        lines += ["", f"error{where}", f"  {portrait.error.type}: {portrait.error.message}"]
+        if portrait.error.traceback and (line := users_line(portrait.error.traceback)):
+            lines.append(f"  at {line}")
+    return [*lines, "", *_how_to_go_on(portrait, command)]
+
+
+def _next(work: Work) -> str:
+    words = {"planned": "to run", "buffered": "collecting"}
+    return ", ".join(f"{count:,} {words.get(state, state)}" for state, count in work.frontier.items())
+
+
+def _variable_line(key: str, body: bytes, columns: int) -> str:
+    text = body[: 4 * columns].decode(errors="ignore")
+    count = f"{plural(len(items), 'item')} " if isinstance(items := restore(body), list) and len(text) > columns else ""
+    return "  " + shorten(f"{key} = {count}{text}", columns - 2)
+
+
+def _how_to_go_on(portrait: Portrait, command: Callable[..., str]) -> list[str]:
+    record = portrait.record
+    if not portrait.newest:
+        fork = command("fork", record.trace_id, "--at", str(portrait.snapshot.step))
+        return ["start a new trace from here:", f"  {fork}"]
+    resume = f"  {command('resume', record.trace_id)}"
+    match record.status:
+        case "completed":
+            return ["print its result again:", resume]
+        case "failed":
+            return ["once the cause is mended:", resume]
+        case "running" if record.owner is not None:
+            owner = record.owner
+            return [f"it is being executed by process {owner.pid} on {owner.host} since {local_time(owner.since)}"]
+        case _:
+            return ["continue with:", resume]
+
+
+def as_object(portrait: Portrait) -> dict[str, Any]:
+    """All of it by the glossary's names, for JSON; values are written as the store writes them."""
+    snapshot = portrait.snapshot
+    return {
+        **trace_object(portrait.record),
+        "checkpoint": {"rev": snapshot.rev, "step": snapshot.step, "status": snapshot.status},
+        "task": None if portrait.task is None else json.loads(portrait.task),
+        "nodes": {node: attrs.asdict(work) for node, work in portrait.nodes.items()},
+        "frontier": [
+            {
+                "node_id": row.node,
+                "activation_id": row.id.hex() or None,
+                "state": row.state,
+                "attempts": row.attempts,
+                "error": attrs.asdict(decode_error(row.error)) if row.error is not None else None,
+            }
+            for row in snapshot.frontier
+        ],
+        "variables": {key: json.loads(body) for key, body in portrait.variables.items()},
+        "error": attrs.asdict(portrait.error) if portrait.error is not None else None,
+    }

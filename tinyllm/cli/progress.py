@@ -1,0 +1,165 @@
+"""How far a trace is, as the events of an executor tell it: a plain state, without a clock or a terminal."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+import attrs
+
+from tinyllm.actors.events import (
+    Committed,
+    Event,
+    NodeFailed,
+    NodeFinished,
+    NodeStarted,
+    Planned,
+    TraceEnded,
+    TraceStarted,
+)
+from tinyllm.cli.text import duration, plural, rate
+from tinyllm.storage.contract import StepRow
+
+WINDOW = 30.0
+"""Seconds over which a rate is taken: long enough to be calm, short enough to follow a change."""
+
+
+@attrs.define
+class Pace:
+    """How often something ended of late, since it began to go on without a break."""
+
+    _since: float | None = None
+    _ends: deque[float] = attrs.field(factory=deque)
+
+    def reset(self) -> None:
+        self._since = None
+        self._ends.clear()
+
+    def begin(self, now: float) -> None:
+        if self._since is None:
+            self._since = now
+
+    def end(self, now: float) -> None:
+        self._ends.append(now)
+        while self._ends[0] < now - WINDOW:
+            self._ends.popleft()
+
+    def per_second(self, now: float) -> float | None:
+        """None where there is nothing to tell it from."""
+        if self._since is None:
+            return None
+        ends = sum(end >= now - WINDOW for end in list(self._ends))  # a copy: another thread draws than counts
+        span = now - max(self._since, now - WINDOW)
+        return ends / span if ends and span > 0 else None
+
+
+@attrs.define
+class NodeProgress:
+    """Counts of one node's activations. `kept` ended before this process, `done` in it."""
+
+    kept: int = 0
+    done: int = 0
+    running: int = 0
+    waiting: int = 0
+    failed: int = 0
+    pace: Pace = attrs.field(factory=Pace)
+
+    @property
+    def outstanding(self) -> int:
+        return self.running + self.waiting
+
+    @property
+    def seen(self) -> bool:
+        return bool(self.kept or self.done or self.failed or self.outstanding)
+
+    def plan(self, count: int) -> None:
+        if not self.outstanding:  # time in which it had nothing to do says nothing about how fast it is
+            self.pace.reset()
+        self.waiting += count
+
+    def start(self, now: float) -> None:
+        self.pace.begin(now)
+        self.waiting = max(0, self.waiting - 1)
+        self.running += 1
+
+    def end(self, now: float) -> None:
+        self.pace.end(now)
+        self.running = max(0, self.running - 1)
+        self.done += 1
+
+    def fail(self) -> None:
+        self.running = max(0, self.running - 1)
+        self.failed += 1
+
+    def left(self, now: float) -> float | None:
+        """Seconds until what is planned of this node has ended, at its pace of late."""
+        speed = self.pace.per_second(now)
+        return self.outstanding / speed if speed else None
+
+
+class Progress:
+    """One trace's progress. `earlier`: durable steps, of which those up to where it begins count as kept."""
+
+    def __init__(self, nodes: Iterable[str], earlier: Sequence[StepRow] = ()) -> None:
+        self.nodes = {node: NodeProgress() for node in nodes}
+        self._earlier = earlier
+        self.begun: TraceStarted | None = None
+        self.ended: TraceEnded | None = None
+        self.started_at: float | None = None
+        self.step = 0
+        self.durable_step = 0
+        self.pace = Pace()
+
+    def apply(self, event: Event, now: float) -> None:
+        match event:
+            case TraceStarted():
+                self.begun, self.started_at = event, now
+                self.pace.begin(now)
+                self.step = self.durable_step = event.kept
+                for row in self._earlier:
+                    if row.step <= event.kept:
+                        self._node(row.node).kept += 1
+                for node, count in event.waiting.items():
+                    self._node(node).plan(count)
+            case Planned():
+                self._node(event.node_id).plan(event.count)
+            case NodeStarted():
+                self._node(event.node_id).start(now)
+            case NodeFinished():
+                self._node(event.node_id).end(now)
+                self.pace.end(now)
+                self.step = max(self.step, event.step)
+            case NodeFailed():
+                self._node(event.node_id).fail()
+            case Committed():
+                self.durable_step = max(self.durable_step, event.step)
+            case TraceEnded():
+                self.ended = event
+
+    def _node(self, node_id: str) -> NodeProgress:
+        # What no graph file names (the join behind the exits) is counted but not shown.
+        return NodeProgress() if node_id.startswith("$") else self.nodes.setdefault(node_id, NodeProgress())
+
+    def elapsed(self, now: float) -> float:
+        return 0.0 if self.started_at is None else now - self.started_at
+
+    def left(self, now: float) -> tuple[float, bool] | None:
+        """Seconds until everything planned has ended, and whether every node's share of it is known."""
+        shares = [node.left(now) for node in list(self.nodes.values()) if node.outstanding]
+        known = [share for share in shares if share is not None]
+        return (max(known), len(known) == len(shares)) if known else None
+
+    def sentence(self, now: float) -> str:
+        """Where the trace is, for one line: what is not known yet is not in it."""
+        nodes = list(self.nodes.values())
+        running = sum(node.running for node in nodes)
+        waiting = sum(node.waiting for node in nodes)
+        parts = [f"{plural(self.step, 'step')} done", f"{running:,} running", f"{waiting:,} waiting"]
+        if speed := self.pace.per_second(now):
+            parts.append(rate(speed))
+        if self.step > self.durable_step:
+            parts.append(f"{self.step - self.durable_step:,} not yet durable")
+        if (left := self.left(now)) is not None:
+            seconds, complete = left
+            parts.append(f"{'about' if complete else 'at least'} {duration(seconds)} left of what is planned")
+        return ", ".join(parts)

@@ -1,0 +1,126 @@
+"""The one place that turns an exception into what a person reads, and into an exit code."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shlex
+import sysconfig
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tinyllm.cli.options import DEBUG, GRAPH, command_line
+
+if TYPE_CHECKING:
+    from tinyllm.errors import ExecutionError
+    from tinyllm.graph.messages import ErrorInfo
+
+DONE, FAILED, USAGE, PAUSED, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
+
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>.+)$', re.MULTILINE)
+
+
+def report(error: Exception, context: click.Context) -> int:
+    """Print `error` on stderr, with a line to paste where there is one, and return the exit code."""
+    from tinyllm.errors import TinyLLMError
+
+    if isinstance(error, TinyLLMError):
+        text, commands, code = explain(error, context)
+    else:
+        text = f"unexpected {type(error).__name__}: {error}"
+        again = "see the traceback above" if context.meta.get(DEBUG) else "add --log-level DEBUG to see the traceback"
+        commands, code = [], FAILED
+        text += f"\nThis is a fault in tinyllm, not in your graph; {again}."
+    if context.meta.get(DEBUG):
+        logging.getLogger("tinyllm").debug("the traceback", exc_info=error)
+    click.echo(f"error: {text}", err=True)
+    for command in commands:
+        click.echo(f"  {command}", err=True)
+    return code
+
+
+def explain(error: Exception, context: click.Context) -> tuple[str, list[str], int]:
+    """The text of one of our errors, commands that help, and the exit code."""
+    from tinyllm import errors as e
+
+    text = str(error)
+    match error:
+        case e.ExecutionError():
+            return failure(error), [command_line("resume", error.trace_id)] if error.resumable else [], FAILED
+        case e.InvalidGraph():
+            file = next((fault.file for fault in error.faults if fault.file), None)
+            return text, [f"tinyllm graph validate {shlex.quote(file)}"] if file else [], USAGE
+        case e.GraphChanged():
+            graph = context.meta.get(GRAPH)
+            again = ["resume", error.trace_id, *(["--graph", str(graph)] if graph else []), "--accept-graph-change"]
+            return text, [command_line(*again)], USAGE
+        case e.NodeMissing():
+            return text, [command_line("checkpoints", error.trace_id)], USAGE
+        case e.TraceMismatch() | e.TraceExists():
+            return text, [command_line("show", error.trace_id), command_line("resume", error.trace_id)], USAGE
+        case e.AmbiguousTrace():
+            return text, [command_line("list")], USAGE
+        case e.ConfigError() | e.ConditionError() | e.ValueNotStorable() | e.ValueMismatch() | e.GraphError():
+            return text, [], USAGE
+        case e.TraceNotFound():
+            near = [command_line("show", trace_id) for trace_id in error.near[:1]]
+            return text, near or [command_line("list")], NOT_FOUND
+        case e.CheckpointNotFound():
+            return text, [command_line("checkpoints", error.trace_id)], NOT_FOUND
+        case e.StoreMissing():
+            return f"{text}; `tinyllm run` makes one, --storage names another", [], NOT_FOUND
+        case e.TraceOwned() | e.OwnershipLost():
+            return text, [command_line("show", error.trace_id), command_line("resume", error.trace_id)], FAILED
+        case e.StorageFailed():
+            return text, [command_line("resume", error.trace_id)], FAILED
+        case e.CheckpointDamaged():
+            return text, [command_line("checkpoints", error.trace_id)], FAILED
+        case _:
+            return text, [], FAILED
+
+
+def failure(error: ExecutionError) -> str:
+    """Which node failed, of what, and where in the user's own code."""
+    where = f" in node {error.node_id!r}" if error.node_id else ""
+    lines = [f"trace {error.trace_id!r} failed{where} after step {error.step}"]
+    info: ErrorInfo | None = getattr(error.response, "error", None)
+    cause = error.__cause__
+    if info is not None:
+        lines.append(f"  {info.type}: {info.message}")
+    elif cause is not None:
+        lines.append(f"  {type(cause).__name__}: {cause}")
+    else:
+        lines.append(f"  {error.reason}")
+    trace = info.traceback if info is not None and info.traceback else None
+    if trace is None and cause is not None:
+        trace = "".join(traceback.format_tb(cause.__traceback__))
+    if trace and (place := users_line(trace)):
+        lines.append(f"  at {place}")
+    if error.resumable:
+        lines.append("everything up to there is kept; once the cause is mended:")
+    return "\n".join(lines)
+
+
+def users_line(trace: str) -> str | None:
+    """`file:line in function` of the innermost frame of a traceback's text that is neither Python's, a library's nor
+    ours, else of the innermost."""
+    paths = sysconfig.get_paths()
+    foreign = [paths[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")]
+    foreign.append(str(Path(__file__).parents[1]))
+    frames = list(_FRAME.finditer(trace))
+    own = [f for f in frames if not f["file"].startswith(("<", *(f"{folder}/" for folder in foreign)))]
+    if not frames:
+        return None
+    innermost = (own or frames)[-1]
+    return f"{_near(innermost['file'])}:{innermost['line']} in {innermost['name']}"
+
+
+def _near(file: str) -> str:
+    """Relative to the working directory if it is inside it."""
+    try:
+        return str(Path(file).relative_to(Path.cwd()))
+    except ValueError:
+        return file

@@ -1,0 +1,166 @@
+"""What a person sees while a trace is executed, on stderr: a live table on a terminal, else a line now and then."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tinyllm.actors.events import Event, NodeFailed, TraceEnded, TraceStarted
+from tinyllm.cli.progress import Progress
+from tinyllm.cli.text import duration, plural, rate, shorten, table
+
+if TYPE_CHECKING:
+    from rich.live import Live
+    from rich.text import Text
+
+FIRST_PAUSE = 1.0
+LAST_PAUSE = 60.0
+
+
+class View(ABC):
+    """Told every event; what it shows besides, `note` shows in order."""
+
+    restore_terminal: bytes = b""
+    """What a process that ends without leaving the view must write to the terminal."""
+
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        self.progress = progress
+        self.clock = clock
+
+    def event(self, event: Event) -> None:
+        now = self.clock()
+        self.progress.apply(event, now)
+        match event:
+            case TraceStarted():
+                for line in opening(event):
+                    self.note(line)
+            case NodeFailed():
+                self.note(f"{event.trace_id}: node {event.node_id} failed; letting what is running finish")
+            case TraceEnded():
+                took = duration(self.progress.elapsed(now))
+                self.note(f"{event.trace_id}: {event.status} at step {event.step} after {took}")
+            case _:
+                self.moved(now)
+
+    @abstractmethod
+    def note(self, line: str) -> None:
+        """Show `line` at once."""
+
+    @abstractmethod
+    def moved(self, now: float) -> None:
+        """The progress has changed."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Give the terminal back."""
+
+
+def opening(event: TraceStarted) -> list[str]:
+    """What a start says: for a resume, what it costs."""
+    if not event.resumed:
+        return [f"{event.trace_id}: started"]
+    lost = "how many were lost is not known" if event.lost is None else f"{event.lost:,} lost"
+    first = f"resumed {event.trace_id}: kept {plural(event.kept, 'step')}, {event.again:,} run again, {lost}"
+    return [first, *(f"  changed: {change}" for change in event.changes)]
+
+
+class PlainView(View):
+    """Lines for a pipe or a log. Pauses between them grow with the run, so that a long one has a short log."""
+
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(progress, clock)
+        self._shown_at: float | None = None
+
+    def note(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+        self._shown_at = self.clock()
+
+    def moved(self, now: float) -> None:
+        pause = min(LAST_PAUSE, max(FIRST_PAUSE, self.progress.elapsed(now) / 10))
+        begun = self.progress.begun
+        if begun is not None and self._shown_at is not None and now - self._shown_at >= pause:
+            self.note(f"{begun.trace_id}: {self.progress.sentence(now)}")
+
+    def close(self) -> None:
+        """It took nothing."""
+
+
+class LiveView(View):
+    """A table that is drawn over itself, from a thread of its own: a node that blocks the loop does not stop it."""
+
+    restore_terminal = b"\x1b[?25h\n"
+
+    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(progress, clock)
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(stderr=True, highlight=False, markup=False)
+        self._live: Live = Live(
+            get_renderable=self._draw,
+            console=self._console,
+            refresh_per_second=4,
+            redirect_stdout=sys.stdout.isatty(),
+        )
+
+    def event(self, event: Event) -> None:
+        super().event(event)
+        if isinstance(event, TraceStarted):
+            self._live.start()
+
+    def close(self) -> None:
+        self._live.stop()
+
+    def note(self, line: str) -> None:
+        self._console.print(line, soft_wrap=True)
+
+    def moved(self, now: float) -> None:
+        """It is drawn anew all the time."""
+
+    def _draw(self) -> Text:
+        from rich.text import Text
+
+        size = shutil.get_terminal_size()
+        lines = screen(self.progress, self.clock(), size.columns - 1, size.lines - 2)
+        text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
+        if lines:
+            text.stylize("bold", 0, len(lines[0]))
+        return text
+
+
+def screen(progress: Progress, now: float, columns: int, height: int) -> list[str]:
+    """The live table and a sentence below it, in at most `height` lines: nodes with work to do come before others."""
+    shown = [(name, node) for name, node in list(progress.nodes.items()) if node.seen]
+    hidden = len(shown) - max(1, height - 3)
+    if hidden > 0:
+        busiest = sorted(shown, key=lambda item: (-item[1].running, -item[1].waiting, -item[1].done))
+        keep = {name for name, _ in busiest[: len(shown) - hidden]}
+        shown = [(name, node) for name, node in shown if name in keep]
+    rows = []
+    for name, node in shown:
+        speed = node.pace.per_second(now) if node.outstanding else None
+        left = node.left(now) if node.outstanding else None
+        failed = f"{node.failed:,} failed" if node.failed else ""
+        counts = (f"{node.kept + node.done:,}", f"{node.running:,}", f"{node.waiting:,}")
+        rows.append((name, *counts, rate(speed) if speed else "", duration(left) if left is not None else failed))
+    heads = ("node", "done", "running", "waiting", "rate", "time left")
+    lines = table(heads, rows, right=heads[1:], shrink="node", columns=columns) if rows else []
+    if hidden > 0:
+        lines.append(f"and {plural(hidden, 'node')} more")
+    lines.append(shorten(f"{duration(progress.elapsed(now))}: {progress.sentence(now)}", columns))
+    return lines
+
+
+def choose_view(progress: Progress) -> View:
+    """The live view where stderr is a terminal that can draw it and rich is installed, else plain lines."""
+    if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", None):
+        try:
+            return LiveView(progress)
+        except ImportError:
+            pass
+    return PlainView(progress)

@@ -1,0 +1,1 @@
+"""How the parts are put together: what a program or the command line holds in its hand."""

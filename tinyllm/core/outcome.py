@@ -1,0 +1,56 @@
+"""What a trace came to: the response, or the error that is raised for it."""
+
+from __future__ import annotations
+
+import time
+
+import msgspec
+
+from tinyllm.actors.plan import Plan
+from tinyllm.errors import ExecutionError
+from tinyllm.graph.messages import ErrorInfo, TaskResponse
+from tinyllm.graph.payload import decode_error
+from tinyllm.graph.values import capture
+from tinyllm.storage.contract import Snapshot, Status, TraceRecord
+
+
+def response(plan: Plan, status: Status, began: float, ended: float | None = None) -> TaskResponse:
+    """The response of a trace in `plan`'s state. `began` and `ended` (now) are UTC seconds."""
+    exits = [captured.value for captured in plan.exits()] if status == "completed" else []
+    value = exits[0] if len(exits) == 1 else exits or None
+    return TaskResponse(
+        trace_id=plan.trace_id,
+        status=status,
+        value=value,
+        content=_text(value),
+        error=plan.error,
+        nodes_executed=plan.step,
+        total_latency_ms=((time.time() if ended is None else ended) - began) * 1000,
+    )
+
+
+def stored_response(plan: Plan, snapshot: Snapshot) -> TaskResponse:
+    """The response of a trace that ended before; `plan` has been restored from `snapshot`."""
+    record = snapshot.record
+    plan.error = stored_error(record)
+    return response(plan, record.status, record.created_at, record.updated_at)
+
+
+def stored_error(record: TraceRecord) -> ErrorInfo | None:
+    return None if record.error is None else decode_error(record.error)
+
+
+def failure(told: TaskResponse, cause: BaseException | None = None) -> ExecutionError:
+    """The error to raise for a response with the status `failed`."""
+    error = told.error
+    assert error is not None
+    reason = f"{error.type}: {error.message}" if error.node_id else error.message
+    raised = ExecutionError(told.trace_id, error.node_id, told.nodes_executed, reason, told)
+    raised.__cause__ = cause
+    return raised
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else msgspec.json.format(capture(value), indent=2).decode()

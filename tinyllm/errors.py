@@ -1,0 +1,399 @@
+"""Every error a user meets, under one base class.
+
+Each class holds its facts as fields and composes its own message: what happened, where, and what to do next.
+Nothing of ours is imported here, so any room of the house can raise any of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+
+class TinyLLMError(Exception):
+    """Base of every error that tinyllm raises on purpose."""
+
+
+# -- settings and graphs ---------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class ConfigError(TinyLLMError):
+    """A setting is unknown or out of its range."""
+
+    setting: str
+    value: Any
+    allowed: str
+
+    def __str__(self) -> str:
+        return f"setting {self.setting!r} is {self.value!r}; it must be {self.allowed}"
+
+
+class GraphError(TinyLLMError):
+    """Something is wrong with a graph, or with a graph and a trace of it."""
+
+
+@attrs.frozen
+class Fault:
+    """One thing wrong in a graph: `where` is its path (`nodes[2].join`), line and column count from 1."""
+
+    message: str
+    where: str = ""
+    file: str | None = None
+    line: int | None = None
+    column: int | None = None
+
+    def __str__(self) -> str:
+        place = [str(part) for part in (self.file, self.line, self.column) if part is not None]
+        path = f"{self.where}: " if self.where else ""
+        return (":".join(place) + ": " if place else "") + path + self.message
+
+
+@attrs.define(eq=False)
+class InvalidGraph(GraphError):
+    """A graph definition or file has faults; every one found is listed."""
+
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        if len(self.faults) == 1:
+            return str(self.faults[0])
+        return f"{len(self.faults)} faults in the graph:\n" + "\n".join(f"  {fault}" for fault in self.faults)
+
+
+@attrs.define(eq=False)
+class ConditionError(GraphError):
+    """A condition does not parse, leaves its sandbox, or fails on the message it was given."""
+
+    source: str
+    reason: str
+    column: int | None = None
+
+    def __str__(self) -> str:
+        at = f" (column {self.column})" if self.column is not None else ""
+        return f"condition {self.source!r}{at}: {self.reason}"
+
+
+@attrs.define(eq=False)
+class GraphChanged(GraphError):
+    """The graph's topology, reducers or node versions differ from what the trace was recorded with."""
+
+    trace_id: str
+    changes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return (
+            f"the graph changed since trace {self.trace_id!r} was recorded:\n"
+            + "\n".join(f"  {change}" for change in self.changes)
+            + "\nrun the trace with the graph it was recorded with, or accept the change with "
+            "--accept-graph-change (accept_graph_change=True)"
+        )
+
+
+@attrs.define(eq=False)
+class NodeMissing(GraphError):
+    """A node that the trace must run next is no longer in the graph."""
+
+    trace_id: str
+    node_ids: tuple[str, ...]
+
+    def __str__(self) -> str:
+        names = ", ".join(repr(node) for node in self.node_ids)
+        return (
+            f"trace {self.trace_id!r} must run {names} next, which the graph no longer has; "
+            "put the node back, or fork from a step before it"
+        )
+
+
+# -- values ----------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class ValueNotStorable(TinyLLMError):
+    """A value cannot be recorded. `path` leads to the fault: `value[3].when`."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@attrs.define(eq=False)
+class ValueNotReadable(TinyLLMError):
+    """Bytes of a captured value do not decode to one: an unknown tag, a malformed one, not JSON at all."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"a captured value cannot be read: {self.reason}"
+
+
+@attrs.define(eq=False)
+class ValueMismatch(TinyLLMError):
+    """A stored value does not fit the annotation of the parameter that receives it."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.path}: {self.reason}"
+
+
+@attrs.define(eq=False)
+class ValueMutated(TinyLLMError):
+    """A node changed, in place, a value it was only lent (found by `debug_mutation=True`)."""
+
+    node_id: str
+    path: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.node_id}: {self.path} was changed in place; such a change is never recorded: "
+            "copy the value, and return or set the copy"
+        )
+
+
+# -- execution -------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class NodeError(TinyLLMError):
+    """A node broke its contract: it named an undeclared target, returned what its edges cannot carry, ..."""
+
+    node_id: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.node_id}: {self.reason}"
+
+
+@attrs.define(eq=False)
+class UnguardedMain(TinyLLMError):
+    """A script executes a graph with `process: true` nodes whenever it is loaded, so also in each worker process."""
+
+    script: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.script} executes a graph when it is loaded, and worker processes load it too; "
+            'put that part under `if __name__ == "__main__":`'
+        )
+
+
+@attrs.define(eq=False)
+class ExecutionError(TinyLLMError):
+    """A trace failed: a node failed for good, or the graph ended without reaching an exit.
+
+    `response` is what `execute()` would have returned; the node's own exception, where this process saw it,
+    is `__cause__`. The trace is kept as `failed` and can be resumed.
+    """
+
+    trace_id: str
+    node_id: str | None
+    step: int
+    reason: str
+    response: Any = None
+    resumable: bool = True
+
+    def __str__(self) -> str:
+        where = f" in node {self.node_id!r}" if self.node_id else ""
+        remedy = f"; resume {self.trace_id!r} once the cause is mended" if self.resumable else ""
+        return f"trace {self.trace_id!r} failed{where} after step {self.step}: {self.reason}{remedy}"
+
+
+# -- traces ----------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class TraceNotFound(TinyLLMError):
+    """No trace (so no checkpoint) of that id is in the store that was searched."""
+
+    trace_id: str
+    store: str
+    near: Sequence[str] = ()
+
+    def __str__(self) -> str:
+        hint = f"; did you mean {' or '.join(self.near)}?" if self.near else ""
+        return f"no checkpoint found: trace {self.trace_id!r} is not in {self.store}{hint}"
+
+
+@attrs.define(eq=False)
+class AmbiguousTrace(TinyLLMError):
+    """A prefix fits more than one trace."""
+
+    prefix: str
+    matches: Sequence[str]
+
+    def __str__(self) -> str:
+        return f"{self.prefix!r} fits several traces: {', '.join(self.matches)}; type more of the id"
+
+
+@attrs.define(eq=False)
+class CheckpointNotFound(TinyLLMError):
+    """The trace exists, but the checkpoint asked for was never made or has been pruned."""
+
+    trace_id: str
+    wanted: str
+    kept: str = ""
+
+    def __str__(self) -> str:
+        kept = f"; kept: {self.kept}" if self.kept else ""
+        return f"trace {self.trace_id!r} has no checkpoint {self.wanted}{kept}"
+
+
+@attrs.define(eq=False)
+class TraceExists(TinyLLMError):
+    """A trace of that id is already in the store (which of the two wins is the caller's to decide)."""
+
+    trace_id: str
+
+    def __str__(self) -> str:
+        return f"trace {self.trace_id!r} already exists; choose another id, or resume it"
+
+
+@attrs.define(eq=False)
+class TraceMismatch(TinyLLMError):
+    """`execute(task, trace_id=)` named a trace of another task or another graph."""
+
+    trace_id: str
+    what: str
+
+    def __str__(self) -> str:
+        return (
+            f"trace {self.trace_id!r} exists with another {self.what}; nothing was run. Use a new id, or resume "
+            "the trace without naming a task"
+        )
+
+
+@attrs.define(eq=False)
+class TraceOwned(TinyLLMError):
+    """Another live process is executing the trace."""
+
+    trace_id: str
+    host: str
+    pid: int
+    since: str
+
+    def __str__(self) -> str:
+        return (
+            f"trace {self.trace_id!r} is being executed by process {self.pid} on {self.host} since {self.since}; "
+            "wait for it, or stop that process and try again"
+        )
+
+
+@attrs.define(eq=False)
+class OwnershipLost(TinyLLMError):
+    """Another process took the trace over; what this one did since its last commit was not recorded."""
+
+    trace_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"trace {self.trace_id!r} was taken over by another process; this one has stopped and recorded nothing more"
+        )
+
+
+# -- storage ---------------------------------------------------------------------------------------------------
+
+
+class StorageError(TinyLLMError):
+    """The store could not do what was asked."""
+
+
+@attrs.define(eq=False)
+class StoragePathError(StorageError):
+    """The storage path cannot be used."""
+
+    path: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"storage path {self.path} is not accessible: {self.reason}"
+
+
+class StoreMissing(StoragePathError):
+    """Nothing was ever stored at the path that was to be read."""
+
+    def __str__(self) -> str:
+        return f"there is no store at {self.path}: {self.reason}"
+
+
+@attrs.define(eq=False)
+class StorageNotOpen(StorageError):
+    """The store was not opened, was closed, or was opened by the process that this one was forked from."""
+
+    store: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.store} cannot be used: {self.reason}"
+
+
+@attrs.define(eq=False)
+class DatabaseTooNew(StorageError):
+    """The database was written by a newer tinyllm; it was not touched."""
+
+    path: str
+    found: str
+    supported: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.path} has schema {self.found}, newer than this tinyllm knows ({self.supported}); "
+            "it was not touched: upgrade tinyllm-runtime"
+        )
+
+
+@attrs.define(eq=False)
+class DatabaseLocked(StorageError):
+    """Another process holds the database's write lock for longer than the time-out."""
+
+    path: str
+    seconds: float
+    pid: int | None = None
+
+    def __str__(self) -> str:
+        by = f" by process {self.pid}" if self.pid is not None else ""
+        return f"{self.path} has been locked{by} for {self.seconds:g} s; end that process's transaction and try again"
+
+
+@attrs.define(eq=False)
+class DatabaseCorrupt(StorageError):
+    """SQLite found the structure of the database damaged."""
+
+    path: str
+    detail: str
+
+    def __str__(self) -> str:
+        return f"{self.path} is corrupt ({self.detail}); rescue it with `sqlite3 {self.path} .recover`, or restore a backup"
+
+
+@attrs.define(eq=False)
+class StorageFailed(StorageError):
+    """The store failed for good while a trace was executing."""
+
+    trace_id: str
+    step: int
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"the store failed while executing trace {self.trace_id!r}: {self.reason}. Everything up to step "
+            f"{self.step} is durable; mend the store and resume the trace"
+        )
+
+
+@attrs.define(eq=False)
+class CheckpointDamaged(StorageError):
+    """A stored row does not have the bytes it was written with, or is missing."""
+
+    trace_id: str
+    step: int | None
+    what: str
+
+    def __str__(self) -> str:
+        at = f" at step {self.step}" if self.step is not None else ""
+        return f"trace {self.trace_id!r} is damaged{at}: {self.what}; fork from an older checkpoint to go on"

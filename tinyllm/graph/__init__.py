@@ -1,0 +1,1 @@
+"""What runs: pure data and functions, without I/O and without concurrency."""

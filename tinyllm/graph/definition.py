@@ -1,0 +1,170 @@
+"""A graph as pure data, and what follows from its shape: neighbours, reachability, fingerprint."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, Literal
+
+import attrs
+
+from tinyllm.graph.node import NodeFunction
+
+Reducer = Literal["last", "append"]
+
+END = "$end"
+"""Where the results of exits arrive: a join behind every graph that no graph can name (ids start with a letter)."""
+
+
+@attrs.frozen(kw_only=True)
+class Node:
+    """One unit of work. `effects=None` means what its kind or function says."""
+
+    id: str
+    type: str = "function"
+    name: str | None = None
+    description: str | None = None
+    config: Mapping[str, Any] = attrs.field(factory=dict)
+    join: Literal["any", "all"] = "any"
+    process: bool = False
+    max_concurrency: int | None = None
+    effects: bool | None = None
+    targets: tuple[str, ...] = ()
+
+    @property
+    def call(self) -> str:
+        """The name of the function that a `function` node calls."""
+        return str(self.config.get("call", self.id))
+
+
+@attrs.frozen(kw_only=True)
+class Edge:
+    """From one node to another, taken when `condition` holds; `for_each` makes one activation per item."""
+
+    from_node: str
+    to_node: str
+    condition: str | None = None
+    for_each: bool = False
+
+
+@attrs.frozen(kw_only=True, eq=False, repr=False, slots=False)  # no slots: cached properties
+class Graph:
+    """Nodes and edges. Build one with `GraphBuilder` or `load_graph`; both validate it."""
+
+    id: str
+    nodes: Mapping[str, Node]
+    edges: tuple[Edge, ...] = ()
+    entry_points: tuple[str, ...] = ()
+    exit_points: tuple[str, ...] = ()
+    version: str = "1.0.0"
+    name: str | None = None
+    description: str | None = None
+    metadata: Mapping[str, Any] = attrs.field(factory=dict)
+    allow_cycles: bool = False
+    variables: Mapping[str, Reducer] = attrs.field(factory=dict)
+    functions: Mapping[str, NodeFunction] = attrs.field(factory=dict)
+    path: str | None = None
+    """The absolute path of the file it was loaded from."""
+
+    def __repr__(self) -> str:
+        flow = f"{', '.join(self.entry_points)} -> {', '.join(self.exit_points)}"
+        return f"<Graph {self.id} {self.version}: {len(self.nodes)} nodes, {len(self.edges)} edges, {flow}>"
+
+    def function(self, node: Node) -> NodeFunction | None:
+        """What `node` calls; None for kinds that call nothing."""
+        return self.functions[node.call] if node.type == "function" else None
+
+    def has_effects(self, node: Node) -> bool:
+        if node.effects is not None:
+            return node.effects
+        function = self.function(node)
+        return function is not None and function.effects
+
+    @cached_property
+    def outgoing(self) -> Mapping[str, tuple[Edge, ...]]:
+        edges: dict[str, list[Edge]] = {node: [] for node in self.nodes}
+        for edge in self.edges:
+            edges[edge.from_node].append(edge)
+        return {node: tuple(leaving) for node, leaving in edges.items()}
+
+    @cached_property
+    def successors(self) -> Mapping[str, frozenset[str]]:
+        """Every node that a node's result may reach directly, by an edge or by a declared target."""
+        return {
+            node.id: frozenset(node.targets) | {e.to_node for e in self.outgoing[node.id]}
+            for node in self.nodes.values()
+        }
+
+    @cached_property
+    def reach(self) -> Mapping[str, frozenset[str]]:
+        """For each node, every node that a path of one or more steps leads to."""
+
+        def closure(start: str) -> frozenset[str]:
+            seen: set[str] = set()
+            todo = [start]
+            while todo:
+                fresh = self.successors[todo.pop()] - seen
+                seen |= fresh
+                todo.extend(fresh)
+            return frozenset(seen)
+
+        return {node: closure(node) for node in self.nodes}
+
+    @cached_property
+    def rank(self) -> Mapping[str, int]:
+        """A topological number for each strongly connected component: lower runs before higher."""
+        component = {n: frozenset({n} | {m for m in self.reach[n] if n in self.reach[m]}) for n in self.nodes}
+        # Whatever reaches a node from outside its component also reaches what that node reaches: counting them orders.
+        return {n: sum(n in self.reach[m] and m not in component[n] for m in self.nodes) for n in self.nodes}
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A digest of what a resume relies on: `topology()`."""
+        text = json.dumps(self.topology(), sort_keys=True, separators=(",", ":"))
+        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    @cached_property
+    def definition(self) -> bytes:
+        """What is recorded of the graph: readable JSON, the same for the same graph."""
+        said = {"topology": self.topology(), "details": self.details()}
+        return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+
+    def topology(self) -> dict[str, Any]:
+        """What must not change under a trace unasked: nodes, edges, joins, targets, reducers, node versions."""
+        versions = {n.id: f.version for n in self.nodes.values() if (f := self.function(n)) and f.version is not None}
+        return {
+            "nodes": {
+                n.id: {"type": n.type, "join": n.join, "targets": sorted(n.targets)} for n in self.nodes.values()
+            },
+            "edges": sorted([e.from_node, e.to_node, "for_each" if e.for_each else ""] for e in self.edges),
+            "entry_points": sorted(self.entry_points),
+            "exit_points": sorted(self.exit_points),
+            "variables": {key: reducer for key, reducer in self.variables.items() if reducer != "last"},
+            "versions": versions,
+        }
+
+    def details(self) -> dict[str, str]:
+        """What may change under a trace, and is then reported: conditions and config as text, code as a digest."""
+        found = {
+            f"edge {e.from_node} -> {e.to_node}{' (for_each)' if e.for_each else ''}: condition": e.condition
+            for e in self.edges
+            if e.condition
+        }
+        for n in self.nodes.values():
+            if n.config:
+                found[f"node {n.id}: config"] = json.dumps(n.config, sort_keys=True, default=str)
+            if function := self.function(n):
+                found[f"node {n.id}: code"] = _code_digest(function)
+        return found
+
+
+def _code_digest(function: NodeFunction) -> str:
+    """A digest of the function's source text; empty where Python has none (typed into a shell)."""
+    try:
+        source = inspect.getsource(function.call)
+    except (OSError, TypeError):
+        return ""
+    return hashlib.blake2b(source.encode(), digest_size=8).hexdigest()

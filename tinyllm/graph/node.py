@@ -1,0 +1,141 @@
+"""The node API: how a plain function becomes a node, and what it may take and return."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeVar, overload
+
+import attrs
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+MARK = "__tinyllm_node__"
+
+
+class NodeContext(Protocol):
+    """What a node gets when it has a parameter named `context`."""
+
+    @property
+    def variables(self) -> Mapping[str, Any]:
+        """The trace's variables as they were when the node started. Lent: never change a value in place."""
+
+    @property
+    def deps(self) -> Any:
+        """What was given as `Executor(deps=...)`; None in a worker process."""
+
+    @property
+    def trace_id(self) -> str: ...
+
+    @property
+    def node_id(self) -> str: ...
+
+    @property
+    def activation_id(self) -> str:
+        """The same after any crash, for the same work; 32 hexadecimal digits."""
+
+    @property
+    def idempotency_key(self) -> str:
+        """`activation_id` with the digest of the input: give it to services that accept such a key."""
+
+    @property
+    def attempt(self) -> int:
+        """Which try this is, from 1, across resumes."""
+
+    @property
+    def logger(self) -> logging.Logger: ...
+
+    def set_variable(self, key: str, value: Any) -> None:
+        """Change a variable, as `Result(set=...)` does; recorded with the node's result."""
+
+
+@attrs.frozen
+class Result:
+    """A node's return value with more to say than the value.
+
+    `set` changes variables (for an `append` variable the value is one item). `goto` names the next node or nodes
+    instead of the edges; each must be declared in the node's `targets`.
+    """
+
+    value: Any = None
+    set: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)
+    goto: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
+
+
+@attrs.frozen
+class Send:
+    """One message for one node. A node that returns a list of them fans out to its declared `targets`."""
+
+    node: str
+    value: Any
+
+
+@attrs.frozen
+class NodeFunction:
+    """A function that a graph may call, with what its signature says of it."""
+
+    name: str
+    call: Callable[..., Any]
+    version: str | None = None
+    effects: bool = False
+    is_async: bool = False
+    wants_input: bool = True
+    wants_context: bool = False
+    annotation: Any = inspect.Parameter.empty
+
+    @classmethod
+    def of(cls, function: Callable[..., Any]) -> NodeFunction:
+        """Read `function`'s signature.
+
+        :raises TypeError: if it takes more than a value and `context`.
+        """
+        options: Mapping[str, Any] = getattr(function, MARK, {})
+        try:
+            signature = inspect.signature(function, eval_str=True)
+        except NameError:  # an annotation that exists only for the type checker; it then structures nothing
+            signature = inspect.signature(function)
+        taken = [p for p in signature.parameters.values() if p.name != "context"]
+        needed = [p for p in taken if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        inputs = [p for p in taken if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        if len(needed) > 1 or [p for p in needed if p not in inputs]:
+            names = ", ".join(p.name for p in needed)
+            raise TypeError(
+                f"node function {function.__name__!r} must take one value and optionally `context`, not ({names})"
+            )
+        annotation = inputs[0].annotation if inputs else inspect.Parameter.empty
+        return cls(
+            name=options.get("name") or function.__name__,
+            call=function,
+            version=options.get("version"),
+            effects=options.get("effects", False),
+            is_async=inspect.iscoroutinefunction(function),
+            wants_input=bool(inputs),
+            wants_context="context" in signature.parameters,
+            annotation=Any if isinstance(annotation, str) else annotation,
+        )
+
+
+@overload
+def node(function: F, /) -> F: ...
+@overload
+def node(*, name: str | None = None, version: str | None = None, effects: bool = False) -> Callable[[F], F]: ...
+def node(
+    function: Callable[..., Any] | None = None,
+    /,
+    *,
+    name: str | None = None,
+    version: str | None = None,
+    effects: bool = False,
+) -> Any:
+    """Mark a function as a node function; it stays a plain function that a test can call.
+
+    `version`: change it when what the node means has changed, so that older traces are not continued with it
+    unasked. `effects=True`: the node acts on the world outside; it starts only after what caused it is durable.
+    """
+
+    def mark(target: F) -> F:
+        setattr(target, MARK, {"name": name, "version": version, "effects": effects})
+        return target
+
+    return mark if function is None else mark(function)

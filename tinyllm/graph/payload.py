@@ -1,0 +1,126 @@
+"""Message payloads as bytes: a body is the captured value itself, or, where a payload says more, that in a tag."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+import msgspec
+
+from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload
+from tinyllm.graph.values import capture, digest, restore
+
+_items = msgspec.json.Decoder(list[msgspec.Raw]).decode
+
+_TAG = b'{"$payload":'  # a captured dict never starts so: the codec escapes keys that begin with "$"
+
+
+def encode_payload(value: Any, path: str = "value") -> bytes:
+    """The body of the message that carries `value`: any storable value, a `TaskPayload`, a `MessagePayload`, or
+    a whole `Message`, of which only the payload counts.
+
+    :raises ValueNotStorable: naming the path to the fault.
+    """
+    if isinstance(value, TaskPayload):
+        value = (
+            MessagePayload(task=value.content, content=value.content, metadata=value.metadata)
+            if value.metadata
+            else value.content
+        )
+    if isinstance(value, Message):
+        value = value.payload
+    if not isinstance(value, MessagePayload):
+        return capture(value, path)
+    said = {
+        field.name: getattr(value, field.name)
+        for field in attrs.fields(MessagePayload)
+        if getattr(value, field.name) is not None
+    }
+    if not value.metadata:
+        del said["metadata"]
+    if said.keys() <= {"content"} or said.keys() <= {"structured"}:
+        return capture(value.value, path)
+    if isinstance(value.error, ErrorInfo):
+        said["error"] = attrs.asdict(value.error)
+    return _TAG + capture(said, path) + b"}"
+
+
+def decode_payload(body: bytes) -> MessagePayload:
+    if not body.startswith(_TAG):
+        return MessagePayload.of(restore(body))
+    said = restore(body[len(_TAG) : -1])
+    if said.get("error") is not None:
+        said["error"] = ErrorInfo(**said["error"])
+    return MessagePayload(**said)
+
+
+def encode_error(error: ErrorInfo) -> bytes:
+    return capture(attrs.asdict(error))
+
+
+def decode_error(body: bytes) -> ErrorInfo:
+    return ErrorInfo(**restore(body))
+
+
+class Captured:
+    """One captured payload: its bytes are the truth, its object is decoded once, when first read, and lent to all
+    readers. (Two threads may both decode it at first; either object is as good.)
+
+    Parts and items are made from bytes as well, never from an object that was lent: a reader may have changed that.
+    """
+
+    __slots__ = ("_body", "_items", "_payload", "parts")
+
+    def __init__(self, body: bytes | None = None, *, parts: tuple[Captured, ...] | None = None) -> None:
+        self._body = body
+        self._items: list[Captured] | None = None
+        self._payload: MessagePayload | None = None
+        self.parts = parts
+        """What a join received: its value is the list of theirs."""
+
+    def item(self, index: int) -> Captured:
+        """The part of a list that one activation of a `for_each` edge receives."""
+        if self._items is None:
+            body = self.body
+            if body.startswith(_TAG):
+                body = capture(decode_payload(body).value)
+            self._items = [Captured(bytes(item)) for item in _items(body)]
+        return self._items[index]
+
+    @property
+    def body(self) -> bytes:
+        if self._body is None:
+            assert self.parts is not None
+            self._body = capture([decode_payload(part.body).value for part in self.parts])
+        return self._body
+
+    @property
+    def payload(self) -> MessagePayload:
+        if self._payload is None:
+            if self.parts is not None:
+                self._payload = MessagePayload(structured=[part.value for part in self.parts])
+            else:
+                assert self._body is not None
+                self._payload = decode_payload(self._body)
+        return self._payload
+
+    @property
+    def value(self) -> Any:
+        return self.payload.value
+
+    @property
+    def digest(self) -> str:
+        return digest(self.body)
+
+    def fresh(self) -> Captured:
+        """The same bytes, with an object of its own."""
+        if self.parts is not None:
+            return Captured(parts=tuple(part.fresh() for part in self.parts))
+        return Captured(self.body)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuild, (None, self.parts) if self.parts is not None else (self.body, None)
+
+
+def _rebuild(body: bytes | None, parts: tuple[Captured, ...] | None) -> Captured:
+    return Captured(body, parts=parts)

@@ -1,0 +1,231 @@
+"""Calling a node function: its arguments from captured bytes, its result captured as bytes.
+
+All of it happens where the function runs: in the event loop, in a worker thread or in a worker process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import traceback
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import attrs
+
+from tinyllm.errors import NodeError, TinyLLMError, ValueMutated, ValueNotStorable
+from tinyllm.graph.ids import idempotency_key
+from tinyllm.graph.messages import ErrorInfo, Message
+from tinyllm.graph.node import NodeFunction, Result, Send
+from tinyllm.graph.payload import Captured, encode_payload
+from tinyllm.graph.structure import structurer
+from tinyllm.graph.values import capture
+from tinyllm.graph.variables import Variables, Version
+
+ERROR_TEXT = 20_000
+"""Characters that are recorded of an error's text, and of its traceback."""
+
+_OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
+
+
+@attrs.frozen(eq=False)
+class Call:
+    """One attempt at an activation: everything a function is called with. It may cross to another process."""
+
+    trace_id: str
+    node_id: str
+    activation: bytes
+    attempt: int
+    input: Captured
+    sources: tuple[tuple[int, str], ...]
+    """(message seq, source node) of what the input came from."""
+    versions: Mapping[str, Version]
+
+
+@attrs.frozen
+class Output:
+    """A node's result, captured: nothing in it can change any more."""
+
+    body: bytes
+    sets: tuple[tuple[str, bytes], ...] = ()
+    goto: tuple[str, ...] | None = None
+    sends: tuple[tuple[str, bytes], ...] | None = None
+
+
+class Context:
+    """The `NodeContext` that a function gets."""
+
+    def __init__(self, call: Call, deps: Any) -> None:
+        self._call = call
+        self._sets: dict[str, Any] = {}
+        self.deps = deps
+        self.variables: Mapping[str, Any] = Variables(call.versions)
+
+    @property
+    def trace_id(self) -> str:
+        return self._call.trace_id
+
+    @property
+    def node_id(self) -> str:
+        return self._call.node_id
+
+    @property
+    def activation_id(self) -> str:
+        return self._call.activation.hex()
+
+    @property
+    def idempotency_key(self) -> str:
+        return idempotency_key(self._call.activation, self._call.input.digest)
+
+    @property
+    def attempt(self) -> int:
+        return self._call.attempt
+
+    @cached_property
+    def logger(self) -> logging.Logger:
+        return logging.getLogger(f"tinyllm.node.{self._call.node_id}")
+
+    def set_variable(self, key: str, value: Any) -> None:
+        self._sets[key] = value
+
+    @property
+    def sets(self) -> Mapping[str, Any]:
+        return self._sets
+
+
+class Caller:
+    """Turns calls into arguments, and results into outputs, for one function."""
+
+    def __init__(self, function: NodeFunction, *, deps: Any = None, debug_mutation: bool = False) -> None:
+        self.function = function
+        self._deps = deps
+        self._debug = debug_mutation
+        self._messages = function.annotation in (Message, list[Message])
+        self._structure = None if self._messages else structurer(function.annotation)
+
+    def prepare(self, call: Call) -> Prepared:
+        """The arguments of one call.
+
+        :raises ValueMismatch: the input does not fit the parameter's annotation.
+        """
+        if self._debug:
+            # Objects of its own for each call: a change is then found where it was made.
+            fresh = {key: version.fresh() for key, version in call.versions.items()}
+            call = attrs.evolve(call, input=call.input.fresh(), versions=fresh)
+        context = Context(call, self._deps) if self.function.wants_context else None
+        arguments: list[Any] = []
+        if self.function.wants_input:
+            if self._messages:
+                arguments.append(self._as_messages(call))
+            elif self._structure is None:
+                arguments.append(call.input.value)
+            else:
+                arguments.append(self._structure(call.input.value, f"nodes.{call.node_id}: value"))
+        return Prepared(call, arguments, {} if context is None else {"context": context}, context)
+
+    def output(self, prepared: Prepared, returned: Any) -> Output:
+        """Capture what the function returned and set.
+
+        :raises ValueNotStorable: naming the path to what cannot be stored.
+        :raises ValueMutated: it changed what it was lent (checked only with `debug_mutation`).
+        """
+        if self._debug:
+            _check_unchanged(prepared)
+        node_id = prepared.call.node_id
+        sets = {} if prepared.context is None else dict(prepared.context.sets)
+        goto: tuple[str, ...] | None = None
+        if isinstance(returned, Result):
+            sets.update(returned.set)
+            if returned.goto is not None:
+                goto = (returned.goto,) if isinstance(returned.goto, str) else tuple(returned.goto)
+            returned = returned.value
+        captured = tuple((key, capture(value, f"nodes.{node_id}: set[{key!r}]")) for key, value in sets.items())
+        if isinstance(returned, list) and any(isinstance(item, Send) for item in returned):
+            if goto is not None or not all(isinstance(item, Send) for item in returned):
+                raise NodeError(
+                    node_id, "it returned sends together with other items or a goto; return only sends, or none"
+                )
+            sends = tuple(
+                (item.node, encode_payload(item.value, f"nodes.{node_id}: send[{index}]"))
+                for index, item in enumerate(returned)
+            )
+            return Output(b"null", captured, None, sends)
+        return Output(encode_payload(returned, f"nodes.{node_id}: value"), captured, goto)
+
+    @staticmethod
+    def _as_messages(call: Call) -> Message | list[Message]:
+        parts = call.input.parts
+        payloads = [call.input.payload] if parts is None else [part.payload for part in parts]
+        messages = [
+            Message(call.trace_id, source, call.node_id, payload=payload, message_id=f"{call.trace_id}#{seq}")
+            for (seq, source), payload in zip(call.sources, payloads, strict=True)
+        ]
+        return messages[0] if parts is None else messages
+
+
+@attrs.frozen(eq=False)
+class Prepared:
+    call: Call
+    arguments: list[Any]
+    keywords: dict[str, Any]
+    context: Context | None
+
+
+def error_info(node_id: str, error: BaseException) -> ErrorInfo:
+    """The failure as it is recorded: with the traceback from the first frame that is not ours."""
+    frames = traceback.extract_tb(error.__traceback__)
+    theirs = [frame for frame in frames if not frame.filename.startswith(_OURS)] or list(frames)
+    return ErrorInfo(
+        type=type(error).__name__,
+        message=_text(error),
+        node_id=node_id,
+        traceback=_recordable("".join(traceback.format_list(theirs))) or None,
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        text = str(error)
+        if error.__cause__ is not None and not isinstance(error, TinyLLMError):
+            text += f" (from {type(error.__cause__).__name__}: {error.__cause__})"
+    except Exception:  # a broken __str__ must not hide the failure
+        text = "(its text cannot be shown)"
+    return _recordable(text)
+
+
+def _recordable(text: str) -> str:
+    """`text` as it can be recorded: a lone surrogate, or all that some service answered, would make the failure itself
+    unstorable."""
+    if len(text) > ERROR_TEXT:
+        text = f"{text[:ERROR_TEXT]} ... ({len(text)} characters)"
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _check_unchanged(prepared: Prepared) -> None:
+    call = prepared.call
+    _compare(call.node_id, "value", call.input.fresh().value, call.input.value)
+    for key, version in call.versions.items():
+        _compare(call.node_id, f"variables[{key!r}]", version.fresh().value, version.value)
+
+
+def _compare(node_id: str, path: str, before: Any, now: Any) -> None:
+    try:
+        same = capture(now) == capture(before)
+    except ValueNotStorable:
+        same = False
+    if not same:
+        raise ValueMutated(node_id, _first_difference(path, before, now))
+
+
+def _first_difference(path: str, before: Any, now: Any) -> str:
+    if type(before) is type(now):
+        if isinstance(before, dict) and before.keys() == now.keys():
+            for key, value in before.items():
+                if value != now[key]:
+                    return _first_difference(f"{path}[{key!r}]", value, now[key])
+        if isinstance(before, list) and len(before) == len(now):
+            for index, value in enumerate(before):
+                if value != now[index]:
+                    return _first_difference(f"{path}[{index}]", value, now[index])
+    return path

@@ -1,0 +1,1 @@
+"""Import paths promised to users; what they name lives in `tinyllm.storage`."""

@@ -1,0 +1,5 @@
+"""The import path promised to users."""
+
+from tinyllm.storage.memory import InMemoryCheckpointStorage
+
+__all__ = ["InMemoryCheckpointStorage"]

@@ -1,0 +1,1 @@
+"""Where traces are kept: the contract (`contract`), and its backends (`sqlite`, `memory`)."""

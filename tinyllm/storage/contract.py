@@ -1,0 +1,495 @@
+"""What a store promises, and the frozen records that cross into it and out of it.
+
+A trace is stored as deltas. Every row of a trace has a sequence number that its owner assigns, rising and never
+reused within a trace; a checkpoint records how far each had risen (`Marks`). A row is visible at a checkpoint when its
+number is not above the checkpoint's mark and, for an activation, when it had not ended by the checkpoint's rev.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Literal, Protocol
+
+import attrs
+
+Status = Literal["queued", "running", "paused", "completed", "failed", "cancelled", "interrupted", "quarantined"]
+"""`interrupted` is never stored: it is a `running` trace without a live owner."""
+
+TERMINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "quarantined"})
+
+ActivationState = Literal["planned", "buffered", "paused", "failed", "cancelled"]
+"""`buffered`: a join's round that still collects arrivals. Running is not a state: after a crash it means nothing."""
+
+
+# -- rows ------------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen
+class Marks:
+    """The highest sequence number handed out, of each kind of row."""
+
+    message: int = 0
+    activation: int = 0
+    arrival: int = 0
+    variable: int = 0
+
+
+@attrs.frozen
+class MessageRow:
+    """A value that flowed. `consumers` is the number of activation and arrival rows, written with it, that read it:
+    when the last of them is pruned, a message that is not `history` goes too."""
+
+    seq: int
+    node: str
+    consumers: int
+    body: bytes
+    history: bool = True
+
+
+@attrs.frozen
+class ActivationRow:
+    """A member of the frontier, from the delta that plans it to the delta that ends it.
+
+    It reads message `message` (its item number `item`, for a `for_each` edge); a join's round reads its arrivals
+    instead (`message` is None). `id` is 16 bytes, empty while a round is `buffered`. `depth` is the length of the
+    longest chain of causes, `path` the fan-out indexes on the way: together with `id` they order what is concurrent.
+    """
+
+    seq: int
+    id: bytes
+    node: str
+    message: int | None
+    item: int | None = None
+    path: tuple[int, ...] = ()
+    depth: int = 0
+    state: ActivationState = "planned"
+    attempts: int = 0
+    error: bytes | None = None
+
+
+@attrs.frozen
+class ArrivalRow:
+    """One message that reached the join round `activation`. None: an empty fan-out, which is awaited but brings nothing."""
+
+    seq: int
+    activation: int
+    message: int | None
+    id: bytes
+    path: tuple[int, ...] = ()
+    depth: int = 0
+
+
+@attrs.frozen
+class Fired:
+    """A buffered round has become a planned activation."""
+
+    activation: int
+    id: bytes
+    path: tuple[int, ...]
+    depth: int
+
+
+@attrs.frozen
+class StateChange:
+    """A live activation's new state, without an end: a failed attempt, a pause."""
+
+    activation: int
+    state: ActivationState
+    attempts: int
+    error: bytes | None = None
+
+
+VariableKind = Literal["full", "append", "deleted"]
+
+
+@attrs.frozen
+class VariableRow:
+    """One change of one variable. `base` is the seq of the full row that its chain starts with (its own, if full or
+    deleted). An `append` row's body is one item; `order` (JSON) is the key by which items are presented."""
+
+    seq: int
+    key: str
+    kind: VariableKind
+    base: int
+    body: bytes
+    order: bytes | None = None
+
+
+@attrs.frozen
+class StepRow:
+    """A finished activation. `ended_at` is UTC seconds since 1970."""
+
+    step: int
+    activation: int
+    node: str
+    ended_at: float
+    duration_ms: float
+    attempts: int = 1
+
+
+@attrs.frozen
+class Counts:
+    """How many rows a checkpoint sees; fewer found means rows are missing, which row checksums cannot show."""
+
+    messages: int = 0
+    frontier: int = 0
+    variables: int = 0
+
+
+@attrs.frozen(kw_only=True)
+class Delta:
+    """What one checkpoint adds to the one before it (at admission: to nothing).
+
+    The owner of a trace hands its deltas over in order, numbered by `number`; the scheduler may merge neighbours and
+    stamps `rev`, one above the last, on what it sends to be written.
+    """
+
+    trace: int
+    """The trace's key; 0 at admission, when it has none yet."""
+    epoch: int
+    number: int
+    rev: int = 0
+    step: int
+    status: Status
+    node: str | None = None
+    marks: Marks
+    counts: Counts
+    messages: tuple[MessageRow, ...] = ()
+    activations: tuple[ActivationRow, ...] = ()
+    arrivals: tuple[ArrivalRow, ...] = ()
+    fired: tuple[Fired, ...] = ()
+    changed: tuple[StateChange, ...] = ()
+    ended: tuple[int, ...] = ()
+    variables: tuple[VariableRow, ...] = ()
+    steps: tuple[StepRow, ...] = ()
+    error: bytes | None = None
+    """The trace's error (an `ErrorInfo`), with the status `failed`."""
+    size: int = 0
+    """Bytes of all bodies."""
+
+
+# -- ownership -------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Owner:
+    """A process that may execute traces. (`boot_id`, `pid_namespace`, `pid`, `started`) is never given twice."""
+
+    id: str
+    host: str
+    boot_id: str
+    pid_namespace: str
+    pid: int
+    started: str
+    since: float
+    """UTC seconds; for people. Leases never compare clocks of two processes."""
+
+
+# -- writes ----------------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class Admit:
+    """Create a trace with its first delta, at rev 0, owned. -> `Admitted`, or `TraceExists`."""
+
+    trace_id: str
+    graph_id: str
+    graph_version: str
+    fingerprint: str
+    definition: bytes
+    """The graph's topology and details as JSON; stored once per distinct content."""
+    graph_path: str | None
+    task_digest: str
+    owner: str | None
+    first: Delta
+
+
+@attrs.frozen(kw_only=True)
+class Fork:
+    """Create a trace that shares all that `parent` had at its checkpoint `rev`, which is pinned. `first` holds the
+    child's own frontier rows (the parent's, under new ids), and changed variables; child rows continue the parent's
+    sequence numbers and rev. -> `Admitted`, `TraceExists`, or `CheckpointNotFound`."""
+
+    parent: int
+    rev: int
+    trace_id: str
+    owner: str | None
+    first: Delta
+
+
+@attrs.frozen
+class Append:
+    """Add a delta. Written only if the trace's epoch is the delta's and its rev is one below: -> `Appended`, or
+    `OwnershipLost`, and then nothing of it is written. A delta that is already there, whole, counts as appended."""
+
+    trace_id: str
+    delta: Delta
+
+
+@attrs.frozen
+class Acquire:
+    """Make `owner` the owner of a trace, if its epoch is still `epoch`. -> `Acquired` (the epoch is one higher), or
+    `OwnershipLost`. `definition` and `fingerprint` replace the graph that the trace is recorded with. A trace whose
+    status is not `running` becomes `running`."""
+
+    trace: int
+    trace_id: str
+    epoch: int
+    owner: str
+    fingerprint: str
+    definition: bytes
+    graph_path: str | None
+
+
+@attrs.frozen
+class Release:
+    """Give up a trace without ending it; it is `interrupted` from now on. -> `Done`, also where it is not ours."""
+
+    trace: int
+    epoch: int
+
+
+@attrs.frozen
+class Prune:
+    """Drop at most `limit` of the checkpoints older than the newest `keep`, and all that no kept one needs.
+    The first checkpoint, labelled and pinned ones stay. -> `Pruned`."""
+
+    trace: int
+    keep: int
+    limit: int = 64
+
+
+@attrs.frozen
+class Delete:
+    """Forget a trace. While forks of it live, what they share stays behind as a tombstone that no listing shows. -> `Done`."""
+
+    trace: int
+
+
+Write = Admit | Fork | Append | Acquire | Release | Prune | Delete
+
+
+@attrs.frozen
+class Admitted:
+    trace: int
+    epoch: int
+    rev: int
+
+
+@attrs.frozen
+class Appended:
+    rev: int
+
+
+@attrs.frozen
+class Acquired:
+    epoch: int
+
+
+@attrs.frozen
+class Pruned:
+    checkpoints: int
+
+
+@attrs.frozen
+class Done:
+    pass
+
+
+Outcome = Admitted | Appended | Acquired | Pruned | Done | Exception
+"""What became of one write. An exception here is that write's alone: the others of its batch are durable."""
+
+
+# -- what is read ----------------------------------------------------------------------------------------------
+
+
+@attrs.frozen(kw_only=True)
+class TraceRecord:
+    """A trace as the store knows it. Times are UTC seconds since 1970."""
+
+    trace: int
+    trace_id: str
+    graph_id: str
+    graph_version: str
+    graph_path: str | None
+    fingerprint: str
+    task_digest: str
+    status: Status
+    step: int
+    rev: int
+    epoch: int
+    owner: Owner | None
+    owner_beat: int
+    """Rises while the owner renews its lease."""
+    owner_alive: bool | None
+    """None: it cannot be judged from here (another host or container); then only `owner_beat` tells."""
+    high_water: tuple[int, int] | None
+    """(step handed over, activations running) when the last owner stopped, as far as known; read before taking over."""
+    parent: str | None
+    parent_rev: int | None
+    parent_step: int | None
+    created_at: float
+    updated_at: float
+    error: bytes | None
+
+
+@attrs.frozen(kw_only=True)
+class CheckpointRecord:
+    """One kept checkpoint. `id` is `<trace id>@<rev>`."""
+
+    id: str
+    trace_id: str
+    graph_id: str
+    rev: int
+    step: int
+    node_id: str | None
+    status: Status
+    created_at: float
+    label: str | None
+    message_count: int
+    frontier_count: int
+
+
+@attrs.frozen(kw_only=True)
+class Snapshot:
+    """All that a resume needs of a trace at one checkpoint: in proportion to the frontier and the variables."""
+
+    record: TraceRecord
+    rev: int
+    step: int
+    status: Status
+    marks: Marks
+    counts: Counts
+    frontier: tuple[ActivationRow, ...]
+    arrivals: tuple[ArrivalRow, ...]
+    """Of the rounds in the frontier."""
+    messages: Mapping[int, MessageRow]
+    """By seq: all that the frontier and its arrivals read."""
+    variables: Mapping[str, tuple[VariableRow, ...]]
+    """By key: the full row, then its appended rows by seq. Deleted keys are absent."""
+
+
+# -- the store -------------------------------------------------------------------------------------------------
+
+
+class HighWater(Protocol):
+    """Where an owner notes, after every hand-over, how far it is. It survives the process, not the machine, and costs
+    well under a microsecond: what a resume needs to say how much was lost."""
+
+    def note(self, step: int, running: int) -> None: ...
+
+    def close(self) -> None:
+        """The trace ended or was given up: nothing is lost."""
+
+
+class CheckpointStorage(ABC):
+    """Where traces are kept.
+
+    All methods may be called from any task of the event loop that called `initialize()`, and at the same time. A store
+    captures bytes: nothing it returns or took is shared with a caller in a way that a caller could change.
+
+    Every method raises a `StorageError` when the store itself fails.
+    """
+
+    name: str
+    """What messages call this store: its path, or `memory`."""
+
+    @abstractmethod
+    async def initialize(self) -> None:
+        """Open, create or migrate. A second call does nothing.
+
+        :raises StoragePathError: the path is a file, is missing and cannot be made, or is not writable.
+        :raises DatabaseTooNew: it was written by a newer version; nothing was touched.
+        """
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Release everything. A second call does nothing. Every commit that was begun is over when it returns."""
+
+    @abstractmethod
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        """Carry out `writes`, in order, in one transaction; return one outcome for each.
+
+        When it returns, all of them are durable but those whose outcome is an exception, of which nothing is written.
+        When it raises, none of them is. Cancelling the caller does not stop it: it returns, or raises, all the same.
+        """
+
+    @abstractmethod
+    async def reclaim(self, limit: int) -> int:
+        """Give up to `limit` free pages back to the file system; returns how many are left to give (0: done)."""
+
+    @abstractmethod
+    async def trace(self, trace_id: str) -> TraceRecord | None:
+        """The trace, or None. A tombstone is None."""
+
+    @abstractmethod
+    async def traces(
+        self,
+        *,
+        prefix: str = "",
+        graph_id: str | None = None,
+        status: Status | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[TraceRecord]:
+        """Traces, the most recently updated first; `prefix` is matched literally."""
+
+    @abstractmethod
+    async def definition(self, trace_id: str) -> bytes:
+        """The graph, as given in `Admit` or the last `Acquire`."""
+
+    @abstractmethod
+    async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
+        """The state at the newest checkpoint, or at the one of `rev`, exactly as it was then (`attempts`, `error` and the
+        states `paused`, `failed`, `cancelled` of the frontier are those of now when rev is the newest, else `planned`).
+
+        :raises TraceNotFound: no such trace.
+        :raises CheckpointNotFound: `rev` has no checkpoint.
+        :raises CheckpointDamaged: a row has other bytes than were written, or is missing.
+        """
+
+    @abstractmethod
+    async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
+        """Kept checkpoints, the newest first. Reads no message."""
+
+    @abstractmethod
+    async def steps(self, trace_id: str, *, after: int = 0, limit: int = 1000) -> list[StepRow]:
+        """Finished activations by step, from the one after `after`; a fork's begin with its parents'."""
+
+    @abstractmethod
+    async def messages(
+        self, trace_id: str, *, rev: int | None = None, after: int = 0, limit: int = 1000
+    ) -> list[MessageRow]:
+        """The history at a checkpoint, by seq, from the one after `after`; a fork's begins with its parents'."""
+
+    @abstractmethod
+    async def find_checkpoint(
+        self, trace_id: str, *, node: str | None = None, step: int | None = None
+    ) -> CheckpointRecord:
+        """The newest kept checkpoint of that step; or the newest one at which an activation of `node` was waiting to run.
+
+        :raises CheckpointNotFound: naming what is kept.
+        """
+
+    # -- ownership: called by the lease keeper from a thread of its own ----------------------------------------
+
+    @abstractmethod
+    def renew(self, owner: Owner) -> None:
+        """Write or renew `owner`'s lease (raise its beat by one). Any thread; blocks until it is durable enough to be
+        seen by other processes. `commit` renews by itself the owners of the traces it writes, at most once a second."""
+
+    @abstractmethod
+    def retire(self, owner: Owner) -> None:
+        """Remove `owner`'s lease at a clean end. Any thread."""
+
+    @abstractmethod
+    def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:
+        """A place for the high-water mark of a trace just acquired or admitted by `owner`."""
+
+
+@attrs.frozen
+class StorageConfig:
+    """`sqlite_path`: the directory of the SQLite store (`~` is expanded; it is made if it is missing)."""
+
+    sqlite_path: str = "~/.tinyllm/data"

@@ -1,0 +1,91 @@
+"""Which process this is, and whether another one still lives.
+
+A process id alone proves nothing: it is given again, counts anew after a boot, and means another process in every
+container. What is never given twice is the id together with the boot, the pid namespace and the start time.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import socket
+import time
+from pathlib import Path
+
+from tinyllm.storage.contract import Owner
+
+_ENDED = frozenset("ZXx")
+"""States of a process that is dead but not yet reaped: it will write nothing more."""
+
+
+def this_process() -> Owner:
+    """A new owner in this process. Whoever keeps a lease has one of its own, so that retiring it ends no other's."""
+    pid = os.getpid()
+    state = _stat(pid)
+    return Owner(
+        id=secrets.token_hex(8),
+        host=socket.gethostname(),
+        boot_id=_boot_id(),
+        pid_namespace=_pid_namespace(),
+        pid=pid,
+        started=state[1] if state else "",
+        since=time.time(),
+    )
+
+
+def alive(owner: Owner) -> bool | None:
+    """Whether `owner`'s process lives; None where that cannot be judged from here."""
+    boot_id = _boot_id()
+    if boot_id and owner.boot_id == boot_id:
+        return _runs(owner) if owner.pid_namespace == _pid_namespace() else None
+    if owner.host != socket.gethostname():
+        return None
+    if boot_id and owner.boot_id:
+        return False  # this host was booted since
+    # Nothing tells boots apart here: a missing process is dead, but one that is there may be another.
+    return None if _exists(owner.pid) else False
+
+
+def _runs(owner: Owner) -> bool | None:
+    if not _exists(owner.pid):
+        return False
+    state = _stat(owner.pid)
+    if state is None:
+        # Hidden from this user (hidepid), or it ended just now.
+        return None if _exists(owner.pid) else False
+    return state[0] not in _ENDED and state[1] == owner.started
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _stat(pid: int) -> tuple[str, str] | None:
+    """State and start time (clock ticks since boot) of a process, where /proc tells."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    # The name stands in parentheses and may itself contain spaces and parentheses.
+    fields = text[text.rindex(")") + 2 :].split()
+    return fields[0], fields[19]
+
+
+def _boot_id() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+def _pid_namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""

@@ -1,0 +1,188 @@
+"""Opening the database: where it lies, who may read it, what it is set to, and whether it is one of ours."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from pathlib import Path
+
+from tinyllm.errors import DatabaseTooNew, StoragePathError
+from tinyllm.storage.sqlite import schema
+from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
+from tinyllm.storage.sqlite.library import has_wal_reset_bug, sqlite3
+
+FILE_NAME = "tinyllm.db"
+
+_log = logging.getLogger("tinyllm.storage")
+
+_PAGE_SIZE = 4096
+_CACHE_KIB = 16_000
+_BUSY_PAUSE = 0.01
+_INCREMENTAL = 2
+
+# A file descriptor on the database that this process closes drops every lock it has there (POSIX). So one that creates
+# the file must not be open while another thread connects.
+_opening = threading.Lock()
+_warned = False
+
+
+def open_database(directory: Path) -> sqlite3.Connection:
+    """A writing connection to the database in `directory`; both are made if missing, and migrated if old.
+
+    :raises StoragePathError: the directory or the database cannot be made or used.
+    :raises DatabaseTooNew: it was written by a newer version; nothing was touched.
+    """
+    path = directory / FILE_NAME
+    with _opening:
+        _make_directory(directory)
+        _make_file(path)
+        _check_version(path)
+        connection = connect(path)
+    try:
+        with translated(path):
+            _set_up(connection, path)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def connect(path: Path) -> sqlite3.Connection:
+    """A connection for any one thread at a time, without transactions of its own making."""
+    with translated(path):
+        connection = sqlite3.connect(
+            path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
+        )
+        try:
+            connection.execute("PRAGMA trusted_schema = OFF")
+            connection.execute("PRAGMA synchronous = FULL")
+            connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
+            if hasattr(connection, "setconfig"):  # Python 3.12
+                connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # type: ignore[attr-defined,unused-ignore]
+        except BaseException:
+            connection.close()
+            raise
+    return connection
+
+
+def connect_reader(path: Path) -> sqlite3.Connection:
+    """A connection that cannot write."""
+    connection = connect(path)
+    connection.execute("PRAGMA query_only = ON")
+    return connection
+
+
+def _make_directory(directory: Path) -> None:
+    missing = []
+    at = directory
+    while not os.path.lexists(at):
+        missing.append(at)
+        at = at.parent
+    if not at.is_dir():
+        raise StoragePathError(str(directory), f"{at} is not a directory; choose another path")
+    for place in reversed(missing):
+        try:
+            place.mkdir(mode=0o700)
+            place.chmod(0o700)  # where the umask took even that away
+            _sync(place.parent)  # SQLite sees to what it makes in it; that it is there itself is for us to see to
+        except FileExistsError:
+            pass  # another process was quicker
+        except OSError as error:
+            raise StoragePathError(str(directory), f"{place} cannot be made ({error.strerror})") from error
+
+
+def _sync(directory: Path) -> None:
+    file = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _make_file(path: Path) -> None:
+    try:
+        # SQLite makes its -wal and -shm files with the mode of the database.
+        file = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    except FileExistsError:
+        if not path.is_file():
+            raise StoragePathError(str(path), "it is not a file; move it away, or choose another path") from None
+    except OSError as error:
+        raise StoragePathError(str(path), f"it cannot be made ({error.strerror})") from error
+    else:
+        os.close(file)
+        path.chmod(0o600)
+
+
+def _check_version(path: Path) -> None:
+    """Refuse what is not ours to write, by a connection that could not write if it wanted to."""
+    wal = Path(f"{path}-wal")
+    # Where nothing waits in the WAL, all that is asked for stands in the first page, which is written as a whole; and
+    # only `immutable` leaves no -wal and -shm behind.
+    how = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
+    with translated(path):
+        connection = sqlite3.connect(f"{path.as_uri()}?{how}", uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
+        try:
+            version, application, used = (
+                connection.execute(f"PRAGMA {name}").fetchone()[0]
+                for name in ("user_version", "application_id", "schema_version")
+            )
+        finally:
+            connection.close()
+    if used and application != schema.APPLICATION_ID:
+        raise StoragePathError(str(path), "it is another program's database; move it away, or choose another path")
+    if version > schema.VERSION:
+        raise DatabaseTooNew(str(path), str(version), str(schema.VERSION))
+
+
+def _set_up(connection: sqlite3.Connection, path: Path) -> None:
+    # The order matters: WAL, or the first table, fixes what the first two set, and then they are ignored in silence.
+    connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    journal = _journal_mode()
+    # Changing the mode asks for an exclusive lock and does not wait for it, whatever the busy time-out.
+    deadline = time.monotonic() + LOCK_TIMEOUT
+    while True:
+        try:
+            (found,) = connection.execute(f"PRAGMA journal_mode = {journal}").fetchone()
+            break
+        except sqlite3.OperationalError as error:
+            if not is_locked(error) or time.monotonic() > deadline:
+                raise
+            time.sleep(_BUSY_PAUSE)
+    if found != journal:
+        raise StoragePathError(
+            str(path), f"its file system cannot do journal mode {journal} (a network share?); choose a local path"
+        )
+    if _version(connection) < schema.VERSION:
+        connection.execute("BEGIN IMMEDIATE")  # of two that start at once, one migrates
+        try:
+            if _version(connection) < schema.VERSION:
+                schema.migrate(connection)
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+    (vacuum,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    if vacuum != _INCREMENTAL:
+        raise StoragePathError(str(path), "it was created without auto_vacuum; move it away, or choose another path")
+
+
+def _version(connection: sqlite3.Connection) -> int:
+    (version,) = connection.execute("PRAGMA user_version").fetchone()
+    return int(version)
+
+
+def _journal_mode() -> str:
+    global _warned
+    if not has_wal_reset_bug():
+        return "wal"
+    if not _warned:
+        _warned = True
+        _log.warning(
+            "SQLite %s can corrupt a database in WAL mode; using a rollback journal, which commits more slowly. "
+            "Install pysqlite3 to have a newer one",
+            sqlite3.sqlite_version,
+        )
+    return "truncate"

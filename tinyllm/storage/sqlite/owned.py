@@ -1,0 +1,71 @@
+"""Leases: which processes may execute traces, and when each was last heard of."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import attrs
+
+from tinyllm.storage.contract import Owner
+from tinyllm.storage.owners import alive
+from tinyllm.storage.sqlite.library import sqlite3
+
+_FIELDS = tuple(field.name for field in attrs.fields(Owner))
+_COLUMNS = ", ".join(_FIELDS)
+_RENEW = f"""
+INSERT INTO owners ({_COLUMNS}, beat, renewed_at) VALUES (?, ?, ?, ?, ?, ?, ?, 1, ?)
+ON CONFLICT (id) DO UPDATE SET beat = beat + 1, renewed_at = excluded.renewed_at
+"""
+_LET_GO = "UPDATE traces SET owner = NULL WHERE owner = ?"
+_REMOVE = "DELETE FROM owners WHERE id = ?"
+_IDLE = f"SELECT {_COLUMNS} FROM owners o WHERE NOT EXISTS (SELECT 1 FROM traces t WHERE t.owner = o.id)"
+_ALL = f"SELECT {_COLUMNS}, beat FROM owners"
+
+
+@attrs.frozen
+class Lease:
+    """`alive` is None where it cannot be judged from here."""
+
+    owner: Owner
+    beat: int
+    alive: bool | None
+
+
+def renew(connection: sqlite3.Connection, owner: Owner) -> None:
+    connection.execute(_RENEW, (*attrs.astuple(owner), boottime()))
+
+
+def retire(connection: sqlite3.Connection, owner: str) -> None:
+    """Remove a lease; what its owner still had is interrupted. Inside the transaction that is open."""
+    connection.execute(_LET_GO, (owner,))
+    connection.execute(_REMOVE, (owner,))
+
+
+def remove(connection: sqlite3.Connection, owner: str) -> None:
+    """Remove a lease that no trace names."""
+    connection.execute(_REMOVE, (owner,))
+
+
+def idle(connection: sqlite3.Connection) -> list[str]:
+    """The dead owners that no trace names. (Those that one names tell how far their process was.)"""
+    return [row[0] for row in connection.execute(_IDLE).fetchall() if alive(_owner(row)) is False]
+
+
+def leases(connection: sqlite3.Connection) -> dict[str, Lease]:
+    """All leases, by owner id."""
+    found = {}
+    for *columns, beat in connection.execute(_ALL):
+        owner = _owner(columns)
+        found[owner.id] = Lease(owner, beat, alive(owner))
+    return found
+
+
+def _owner(row: Sequence[Any]) -> Owner:
+    return Owner(**dict(zip(_FIELDS, row, strict=True)))
+
+
+def boottime() -> float:
+    """Seconds since boot, suspend included: a monotonic clock would stand still in it."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()

@@ -1,0 +1,198 @@
+"""Forgetting: what no kept checkpoint needs goes, in slices that do not hold the others up.
+
+Between two kept neighbours `older` and `newer`, nobody needs an activation that was born after `older` and had ended by
+`newer`, nor a variable's rows above those that `older` sees and below those that `newer` sees. Nothing else has to be
+looked for: the steps of the interval tell what ended in it.
+"""
+
+from __future__ import annotations
+
+import time
+
+import attrs
+
+from tinyllm.storage.contract import Marks
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.schema import LAST, SHIFT
+
+_SLICE_SECONDS = 0.02
+"""How long one transaction goes on dropping what a deleted trace left; bodies are of any size, so rows say little."""
+_SLICE_ROWS = 100
+_SLICE_CHECKPOINTS = 64
+
+_COLUMNS = "id, step, message, activation, arrival, variable"
+_NEWEST_KEPT = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1 OFFSET ?"
+_FIRST = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
+_DROPPABLE = f"""
+SELECT {_COLUMNS} FROM checkpoints
+WHERE id > ? AND id < ? AND pins = 0 AND (label IS NULL OR ?) ORDER BY id LIMIT ?
+"""
+_OLDER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 1"
+_NEWER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id > ? AND id <= ? ORDER BY id LIMIT 1"
+_NEWEST_PINNED = f"SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND pins > 0 ORDER BY id DESC LIMIT 1"
+_DROP = "DELETE FROM checkpoints WHERE id BETWEEN ? AND ?"
+
+_KEYS = "SELECT DISTINCT key FROM variables WHERE id > ? AND id <= ?"
+_SEEN = "SELECT base FROM variables WHERE trace = ? AND key = ? AND id <= ? ORDER BY id DESC LIMIT 1"
+_SUPERSEDED = "DELETE FROM variables WHERE trace = ? AND key = ? AND id > ? AND id < ?"
+
+_ENDED = """
+SELECT a.id, a.message FROM steps s CROSS JOIN activations a ON a.id = ? | s.activation
+WHERE s.id > ? AND s.id <= ? AND a.id > ? AND a.done_rev <= ?
+"""
+_ARRIVED = "SELECT id, message FROM arrivals WHERE activation = ?"
+_DROP_ACTIVATION = "DELETE FROM activations WHERE id = ?"
+_DROP_ARRIVALS = "DELETE FROM arrivals WHERE activation = ?"
+_READ_NO_MORE = "UPDATE messages SET pruned = pruned + 1 WHERE id = ?"
+_DROP_MESSAGE = "DELETE FROM messages WHERE id = ? AND history IS NULL AND pruned >= consumers"
+
+_TRACE = """
+SELECT coalesce(parent_step, 0), low_message, low_activation, low_arrival, low_variable FROM traces WHERE key = ?
+"""
+_HIDE = """
+UPDATE traces SET trace_id = NULL, owner = NULL, epoch = epoch + 1 WHERE key = ? AND trace_id IS NOT NULL
+"""
+_DELETED = "SELECT key FROM traces WHERE trace_id IS NULL"
+_PARENT = "SELECT parent, parent_rev, graph FROM traces WHERE key = ?"
+_UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
+_FORGET = "DELETE FROM traces WHERE key = ?"
+_DROP_GRAPH = "DELETE FROM graphs WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM traces WHERE graph = ?1)"
+
+
+@attrs.frozen
+class _Point:
+    """A checkpoint, or the emptiness before the first."""
+
+    id: int
+    step: int
+    marks: Marks
+
+
+def prune(connection: sqlite3.Connection, trace: int, keep: int, limit: int) -> int:
+    """Drop at most `limit` checkpoints of `trace` older than its newest `keep`; returns how many."""
+    first, last = trace << SHIFT, trace << SHIFT | LAST
+    # The newest is the trace's present state: it stays, whatever was asked.
+    end = connection.execute(_NEWEST_KEPT, (first, last, max(keep, 1) - 1)).fetchone()
+    start = connection.execute(_FIRST, (first, last)).fetchone()
+    if end is None or start is None:
+        return 0
+    return _drop(connection, trace, start[0], end[0], False, limit, _origin(connection, trace))
+
+
+def delete(connection: sqlite3.Connection, trace: int) -> None:
+    """Make `trace` invisible, and drop a first slice of what deleted traces left; `purge` drops the rest."""
+    if connection.execute(_HIDE, (trace,)).rowcount:
+        purge(connection)
+
+
+def purge(connection: sqlite3.Connection) -> bool:
+    """Drop a slice of what deleted traces left; returns whether there may be more."""
+    deadline = time.monotonic() + _SLICE_SECONDS
+    # Again and again, because the last fork of a trace frees more of it.
+    while any(_purge(connection, trace, deadline) for (trace,) in connection.execute(_DELETED).fetchall()):
+        if time.monotonic() > deadline:
+            return True
+    return False
+
+
+def drop_graph(connection: sqlite3.Connection, digest: bytes) -> None:
+    """Drop a definition if no trace has it."""
+    connection.execute(_DROP_GRAPH, (digest,))
+
+
+def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
+    """Drop what no fork needs of a deleted trace, until the deadline; returns whether anything was dropped."""
+    origin = _origin(connection, trace)
+    last = trace << SHIFT | LAST
+    pinned = connection.execute(_NEWEST_PINNED, (trace << SHIFT, last)).fetchone()
+    end = _point(pinned) if pinned else origin
+    # What came after the newest checkpoint that a fork shares is read by nobody, and reads nothing of before.
+    dropped = 0
+    for table, number in (
+        ("checkpoints", end.id & LAST if pinned else -1),
+        ("activations", end.marks.activation),
+        ("arrivals", end.marks.arrival),
+        ("messages", end.marks.message),
+        ("variables", end.marks.variable),
+        ("steps", end.step),
+    ):
+        tail = f"DELETE FROM {table} WHERE id IN (SELECT id FROM {table} WHERE id BETWEEN ? AND ? LIMIT {_SLICE_ROWS})"
+        while rows := connection.execute(tail, ((trace << SHIFT) + number + 1, last)).rowcount:
+            dropped += rows
+            if time.monotonic() > deadline:
+                return True
+    if pinned:
+        dropped += _drop(connection, trace, origin.id, end.id, True, _SLICE_CHECKPOINTS, origin)
+        return dropped > 0
+    parent, parent_rev, graph = connection.execute(_PARENT, (trace,)).fetchone()
+    connection.execute(_FORGET, (trace,))
+    drop_graph(connection, graph)
+    if parent is not None:
+        connection.execute(_UNPIN, (parent << SHIFT | parent_rev,))
+    return True
+
+
+def _drop(
+    connection: sqlite3.Connection, trace: int, after: int, before: int, labelled: bool, limit: int, origin: _Point
+) -> int:
+    """Drop at most `limit` unpinned checkpoints between the row ids `after` and `before`; the latter's stays."""
+    rows = connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall()
+    dropped = [_point(row) for row in rows]
+    at = 0
+    while at < len(dropped):
+        start = dropped[at]
+        newer = _newer(connection, dropped[at])
+        while at + 1 < len(dropped) and dropped[at + 1].id == newer.id:  # a run of neighbours is one interval
+            at += 1
+            newer = _newer(connection, dropped[at])
+        row = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
+        older = _point(row) if row else origin
+        connection.execute(_DROP, (start.id, dropped[at].id))
+        # If they are no neighbours by rev, what lay between was pruned before, with `start` as the newer one.
+        seen = older if older.id + 1 == start.id else start
+        _forget_variables(connection, trace, older, seen, newer)
+        _forget_activations(connection, trace, older, seen, newer)
+        at += 1
+    return len(dropped)
+
+
+def _forget_variables(connection: sqlite3.Connection, trace: int, older: _Point, seen: _Point, newer: _Point) -> None:
+    first = trace << SHIFT
+    upto = first | newer.marks.variable
+    keys = connection.execute(_KEYS, (first | seen.marks.variable, upto)).fetchall()
+    for (key,) in keys:
+        (base,) = connection.execute(_SEEN, (trace, key, upto)).fetchone()
+        connection.execute(_SUPERSEDED, (trace, key, first | older.marks.variable, first | base))
+
+
+def _forget_activations(connection: sqlite3.Connection, trace: int, older: _Point, seen: _Point, newer: _Point) -> None:
+    first = trace << SHIFT
+    found = connection.execute(
+        _ENDED, (first, first | seen.step, first | newer.step, first | older.marks.activation, newer.id & LAST)
+    ).fetchall()
+    read: list[int] = []
+    for activation, message in found:
+        if message is None:
+            read += [arrived for _, arrived in connection.execute(_ARRIVED, (activation,)) if arrived is not None]
+        else:
+            read.append(message)
+    rounds = [(activation,) for activation, message in found if message is None]
+    connection.executemany(_DROP_ACTIVATION, [(activation,) for activation, _ in found])
+    connection.executemany(_DROP_ARRIVALS, rounds)
+    # A fork's rows also read messages of its parent. Those are the parent's to drop: under this trace there is no such row.
+    messages = [(first | message,) for message in read]
+    connection.executemany(_READ_NO_MORE, messages)
+    connection.executemany(_DROP_MESSAGE, messages)
+
+
+def _origin(connection: sqlite3.Connection, trace: int) -> _Point:
+    step, *marks = connection.execute(_TRACE, (trace,)).fetchone()
+    return _Point((trace << SHIFT) - 1, step, Marks(*marks))
+
+
+def _newer(connection: sqlite3.Connection, point: _Point) -> _Point:
+    return _point(connection.execute(_NEWER, (point.id, point.id | LAST)).fetchone())
+
+
+def _point(row: tuple[int, ...]) -> _Point:
+    return _Point(row[0], row[1], Marks(*row[2:]))

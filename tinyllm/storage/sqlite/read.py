@@ -1,0 +1,321 @@
+"""Reading: traces, what they consist of, and any kept state of them.
+
+A function here reads what its connection sees; `Reader` gives each question one consistent view.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+
+from tinyllm.errors import CheckpointDamaged, CheckpointNotFound, TraceNotFound
+from tinyllm.storage import high_water
+from tinyllm.storage.contract import CheckpointRecord, Counts, Marks, Status, StepRow, TraceRecord
+from tinyllm.storage.framing import Frame, FrameDamaged, checksum, decode
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.owned import Lease, leases
+from tinyllm.storage.sqlite.schema import LAST, SHIFT
+
+_NEAR_AMONG = 1000
+
+_TRACE = """
+SELECT t.key, t.trace_id, t.graph_id, t.graph_version, t.graph_path, t.fingerprint, t.task_digest,
+       t.status, t.step, t.rev, t.epoch, t.owner, p.trace_id AS parent, t.parent_rev, t.parent_step,
+       t.created_at, t.updated_at, t.error
+FROM traces t LEFT JOIN traces p ON p.key = t.parent
+"""
+_BY_ID = f"{_TRACE} WHERE t.trace_id = ?"
+_LISTED = f"""{_TRACE}
+WHERE t.trace_id IS NOT NULL AND substr(t.trace_id, 1, length(:prefix)) = :prefix
+  AND (:graph_id IS NULL OR t.graph_id = :graph_id)
+  AND (:status IS NULL OR :status = CASE
+       WHEN t.status = 'running' AND (t.owner IS NULL OR t.owner NOT IN (SELECT value FROM json_each(:living)))
+       THEN 'interrupted' ELSE t.status END)
+ORDER BY t.updated_at DESC, t.key DESC LIMIT :limit OFFSET :offset
+"""
+_IDS = "SELECT trace_id FROM traces WHERE trace_id IS NOT NULL ORDER BY key DESC LIMIT ?"
+_NAME = "SELECT trace_id FROM traces WHERE key = ?"
+_SEGMENT = """
+SELECT parent, parent_step, low_message, low_activation, low_arrival, low_variable FROM traces WHERE key = ?
+"""
+_DEFINITION = """
+SELECT g.digest, g.body, g.crc FROM traces t LEFT JOIN graphs g ON g.digest = t.graph WHERE t.trace_id = ?
+"""
+
+_POINT = """
+SELECT id, step, status, node, created_at, label, message, activation, arrival, variable, messages, frontier, variables
+FROM checkpoints
+"""
+_POINTS = f"{_POINT} WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ? OFFSET ?"
+_AT_STEP = f"{_POINT} WHERE id BETWEEN ? AND ? AND step = ? ORDER BY id DESC LIMIT 1"
+_KEPT_STEPS = "SELECT DISTINCT step FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY step"
+# An activation waited from the delta that planned it (a join: that fired it) to the one before that which ended it.
+# Of those checkpoints the newest is looked for, for each activation of the node, beginning with the last to end.
+_WAITING = """
+SELECT id, fired_rev, done_rev FROM activations
+WHERE id BETWEEN ? AND ? AND node = ? AND fired_rev IS NOT NULL ORDER BY coalesce(done_rev, ?) DESC
+"""
+_STEPS = """
+SELECT id, activation, node, ended_at, duration_ms, attempts FROM steps WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?
+"""
+
+
+@attrs.frozen
+class Point:
+    """A checkpoint."""
+
+    rev: int
+    step: int
+    status: Status
+    node: str | None
+    created_at: float
+    label: str | None
+    marks: Marks
+    counts: Counts
+
+
+@attrs.frozen
+class Segment:
+    """A trace, or a forebear of one, and the rows of it that the trace sees: those above `low` and up to the marks of
+    the checkpoint, or, for a forebear, of the one its child started from (`high`). Steps likewise."""
+
+    trace: int
+    low: Marks
+    high: Marks
+    low_step: int
+    high_step: int
+
+
+class Catalog:
+    """What there is: traces, their checkpoints and steps. All in one transaction of `connection`."""
+
+    def __init__(self, connection: sqlite3.Connection, directory: Path) -> None:
+        self.connection = connection
+        self._directory = directory
+        self._leases: Mapping[str, Lease] | None = None
+        self._marks: dict[str, dict[tuple[int, int], tuple[int, int]]] = {}
+
+    # -- traces ------------------------------------------------------------------------------------------------
+
+    def trace(self, trace_id: str) -> TraceRecord | None:
+        row = self.connection.execute(_BY_ID, (trace_id,)).fetchone()
+        return self._record(row) if row else None
+
+    def found(self, trace_id: str) -> TraceRecord:
+        """:raises TraceNotFound: with the ids that look like it."""
+        record = self.trace(trace_id)
+        if record is None:
+            raise self.missing(trace_id)
+        return record
+
+    def missing(self, trace_id: str) -> TraceNotFound:
+        ids = [name for (name,) in self.connection.execute(_IDS, (_NEAR_AMONG,))]
+        return TraceNotFound(trace_id, str(self._directory), difflib.get_close_matches(trace_id, ids))
+
+    def traces(
+        self, prefix: str, graph_id: str | None, status: Status | None, limit: int, offset: int
+    ) -> list[TraceRecord]:
+        living = [owner for owner, lease in self._known().items() if lease.alive is not False]
+        values = {
+            "prefix": prefix,
+            "graph_id": graph_id,
+            "status": status,
+            "living": json.dumps(living),
+            "limit": limit,
+            "offset": offset,
+        }
+        return [self._record(row) for row in self.connection.execute(_LISTED, values).fetchall()]
+
+    def definition(self, trace_id: str) -> bytes:
+        row = self.connection.execute(_DEFINITION, (trace_id,)).fetchone()
+        if row is None:
+            raise self.missing(trace_id)
+        digest, body, crc = row
+        if body is None:
+            raise CheckpointDamaged(trace_id, None, "the definition of its graph is missing")
+        return verified(body, crc, (digest,), trace_id, None, "the definition of its graph")
+
+    def _record(self, row: tuple[Any, ...]) -> TraceRecord:
+        key, epoch, owner, status, error = row[0], row[10], row[11], row[7], row[17]
+        lease = self._known().get(owner)
+        living = lease.alive if lease else False
+        return TraceRecord(
+            trace=key,
+            trace_id=row[1],
+            graph_id=row[2],
+            graph_version=row[3],
+            graph_path=row[4],
+            fingerprint=row[5],
+            task_digest=row[6],
+            status="interrupted" if status == "running" and living is False else status,
+            step=row[8],
+            rev=row[9],
+            epoch=epoch,
+            owner=lease.owner if lease else None,
+            owner_beat=lease.beat if lease else 0,
+            owner_alive=living,
+            high_water=self._noted(owner).get((key, epoch)) if owner else None,
+            parent=row[12],
+            parent_rev=row[13],
+            parent_step=row[14],
+            created_at=row[15],
+            updated_at=row[16],
+            error=None if error is None else unframed(error, row[1], row[8], "its error"),
+        )
+
+    def _known(self) -> Mapping[str, Lease]:
+        if self._leases is None:
+            self._leases = leases(self.connection)
+        return self._leases
+
+    def _noted(self, owner: str) -> dict[tuple[int, int], tuple[int, int]]:
+        if owner not in self._marks:
+            self._marks[owner] = high_water.read(high_water.path_in(self._directory, owner))
+        return self._marks[owner]
+
+    # -- checkpoints -------------------------------------------------------------------------------------------
+
+    def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
+        record = self.found(trace_id)
+        first = record.trace << SHIFT
+        rows = self.connection.execute(_POINTS, (first, first | LAST, limit, offset)).fetchall()
+        return [_listed(record, _point(row)) for row in rows]
+
+    def point(self, record: TraceRecord, rev: int | None) -> Point:
+        """The checkpoint of `rev`, or the newest.
+
+        :raises CheckpointNotFound: it was never made, or is pruned.
+        """
+        first = record.trace << SHIFT
+        low, high = (0, LAST) if rev is None else (rev, rev)
+        row = None
+        if 0 <= low <= high <= LAST:
+            row = self.connection.execute(_POINTS, (first | low, first | high, 1, 0)).fetchone()
+        if row is None and rev is None:
+            raise CheckpointDamaged(record.trace_id, None, "its newest checkpoint is missing")
+        if row is None:
+            raise self._none(record, f"at rev {rev}")
+        return _point(row)
+
+    def find_checkpoint(self, trace_id: str, node: str | None, step: int | None) -> CheckpointRecord:
+        record = self.found(trace_id)
+        first = record.trace << SHIFT
+        if node is not None:
+            point = self._waiting(record, node, step)
+        elif step is None:
+            point = self.point(record, None)
+        else:
+            row = self.connection.execute(_AT_STEP, (first, first | LAST, step)).fetchone()
+            point = _point(row) if row else None
+        if point is None:
+            wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
+            raise self._none(record, wanted)
+        return _listed(record, point)
+
+    def _waiting(self, record: TraceRecord, node: str, step: int | None) -> Point | None:
+        first = record.trace << SHIFT
+        found = self.connection.execute(_WAITING, (first, first | LAST, node, LAST)).fetchall()
+        for activation, fired, done in found:
+            last = LAST if done is None else done - 1
+            low = max(fired, 0)
+            row = self.connection.execute(_POINTS, (first | low, first | last, 1, 0)).fetchone()
+            if row is None:
+                continue
+            point = _point(row)
+            if point.marks.activation >= activation & LAST and step in (None, point.step):
+                return point
+        return None
+
+    def _none(self, record: TraceRecord, wanted: str) -> CheckpointNotFound:
+        return CheckpointNotFound(record.trace_id, wanted, kept(self.connection, record.trace)[1])
+
+    # -- steps -------------------------------------------------------------------------------------------------
+
+    def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
+        record = self.found(trace_id)
+        found: list[StepRow] = []
+        for part in reversed(self.segments(record, self.point(record, None))):
+            first = part.trace << SHIFT
+            span = (first + max(part.low_step, after) + 1, first | part.high_step, limit - len(found))
+            rows = self.connection.execute(_STEPS, span)
+            found += [StepRow(row[0] & LAST, *row[1:]) for row in rows]
+        return found
+
+    def segments(self, record: TraceRecord, point: Point) -> list[Segment]:
+        """Of which rows the state at `point` consists: those of the trace, then those of each forebear."""
+        found = []
+        trace: int | None = record.trace
+        high, high_step = point.marks, point.step
+        while trace is not None:
+            row = self.connection.execute(_SEGMENT, (trace,)).fetchone()
+            if row is None:
+                raise CheckpointDamaged(record.trace_id, point.step, "the trace that it was forked from is missing")
+            parent, parent_step, *marks = row
+            low, low_step = Marks(*marks), parent_step or 0
+            found.append(Segment(trace, low, high, low_step, high_step))
+            trace, high, high_step = parent, low, low_step
+        return found
+
+
+def kept(connection: sqlite3.Connection, trace: int) -> tuple[str | None, str]:
+    """The id of the trace of that key, and the steps whose checkpoints are kept: `steps 0, 90-189`."""
+    first = trace << SHIFT
+    ranges: list[list[int]] = []
+    for (step,) in connection.execute(_KEPT_STEPS, (first, first | LAST)):
+        if ranges and step == ranges[-1][-1] + 1:
+            ranges[-1][1:] = [step]
+        else:
+            ranges.append([step])
+    name = connection.execute(_NAME, (trace,)).fetchone()
+    steps = "steps " + ", ".join("-".join(map(str, ends)) for ends in ranges) if ranges else ""
+    return (name[0] if name else None), steps
+
+
+def unframed(frame: Frame, trace_id: str, step: int | None, what: str) -> bytes:
+    """The body in `frame`.
+
+    :raises CheckpointDamaged: it is none.
+    """
+    try:
+        return decode(frame)
+    except FrameDamaged as error:
+        raise CheckpointDamaged(trace_id, step, f"{what} cannot be decoded ({error})") from error
+
+
+def verified(
+    frame: Frame, crc: int, belongs_to: tuple[object, ...], trace_id: str, step: int | None, what: str
+) -> bytes:
+    """The body in `frame`, which stands in the row it was written for.
+
+    :raises CheckpointDamaged: it is not what was written there.
+    """
+    body = unframed(frame, trace_id, step, what)
+    if checksum(body, *belongs_to) != crc:
+        raise CheckpointDamaged(trace_id, step, f"{what} does not have the bytes that were written")
+    return body
+
+
+def _point(row: tuple[Any, ...]) -> Point:
+    rev, step, status, node, created_at, label, *rest = row
+    return Point(rev & LAST, step, status, node, created_at, label, Marks(*rest[:4]), Counts(*rest[4:]))
+
+
+def _listed(record: TraceRecord, point: Point) -> CheckpointRecord:
+    return CheckpointRecord(
+        id=f"{record.trace_id}@{point.rev}",
+        trace_id=record.trace_id,
+        graph_id=record.graph_id,
+        rev=point.rev,
+        step=point.step,
+        node_id=point.node,
+        status=point.status,
+        created_at=point.created_at,
+        label=point.label,
+        message_count=point.counts.messages,
+        frontier_count=point.counts.frontier,
+    )

@@ -1,0 +1,182 @@
+"""Rows on their way into the database: from deltas to tuples, and one statement per table for a whole batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import attrs
+
+from tinyllm.storage.contract import Delta
+from tinyllm.storage.framing import Frame, checksum, encode
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.schema import SHIFT
+
+_MESSAGE = "INSERT INTO messages (id, node, history, consumers, body, crc) VALUES (?, ?, ?, ?, ?, ?)"
+_ACTIVATION = """
+INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, error, fired_rev)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_ARRIVAL = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES (?, ?, ?, ?, ?, ?)"
+_VARIABLE = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES (?, ?, ?, ?, ?, ?)"
+_CHECKPOINT = """
+INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
+                         messages, frontier, variables, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+"""
+_FIRED = """
+UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_path = ?, fired_depth = ? WHERE id = ?
+"""
+_CHANGED = "UPDATE activations SET state = ?, attempts = ?, error = ? WHERE id = ?"
+_ENDED = "UPDATE activations SET done_rev = ? WHERE id = ?"
+
+Row = tuple[Any, ...]
+
+
+@attrs.define(eq=False)
+class Rows:
+    """What a batch of deltas adds and changes, by table."""
+
+    messages: list[Row] = attrs.field(factory=list)
+    activations: list[Row] = attrs.field(factory=list)
+    arrivals: list[Row] = attrs.field(factory=list)
+    variables: list[Row] = attrs.field(factory=list)
+    steps: list[Row] = attrs.field(factory=list)
+    checkpoints: list[Row] = attrs.field(factory=list)
+    fired: list[Row] = attrs.field(factory=list)
+    changed: list[Row] = attrs.field(factory=list)
+    ended: list[Row] = attrs.field(factory=list)
+
+    def add(self, trace: int, epoch: int, rev: int, delta: Delta, now: float) -> None:
+        """Take in `delta` as what the checkpoint `rev` of `trace` adds."""
+        first = trace << SHIFT
+        if delta.messages:
+            self._add_messages(first, delta)
+        for row in delta.activations:
+            self.activations.append(
+                (
+                    first | row.seq,
+                    row.id,
+                    row.node,
+                    row.message,
+                    row.item,
+                    path_text(row.path) if row.path else None,
+                    row.depth,
+                    row.state,
+                    row.attempts,
+                    frame(row.error),
+                    None if row.state == "buffered" else 0,
+                )
+            )
+        for arrival in delta.arrivals:
+            self.arrivals.append(
+                (
+                    first | arrival.seq,
+                    first | arrival.activation,
+                    arrival.message,
+                    arrival.id,
+                    path_text(arrival.path),
+                    arrival.depth,
+                )
+            )
+        for fired in delta.fired:
+            self.fired.append((rev, fired.id, path_text(fired.path), fired.depth, first | fired.activation))
+        for change in delta.changed:
+            self.changed.append((change.state, change.attempts, frame(change.error), first | change.activation))
+        for activation in delta.ended:
+            self.ended.append((rev, first | activation))
+        for variable in delta.variables:
+            crc = variable_checksum(
+                first | variable.seq, variable.key, variable.kind, variable.base, variable.order, variable.body
+            )
+            self.variables.append(
+                (
+                    first | variable.seq,
+                    trace,
+                    variable.key,
+                    variable.kind,
+                    variable.base,
+                    variable.order,
+                    encode(variable.body),
+                    crc,
+                )
+            )
+        for step in delta.steps:
+            self.steps.append(
+                (
+                    first | step.step,
+                    step.activation,
+                    step.node,
+                    step.ended_at,
+                    step.duration_ms,
+                    step.attempts,
+                )
+            )
+        marks, counts = delta.marks, delta.counts
+        self.checkpoints.append(
+            (
+                first | rev,
+                epoch,
+                delta.step,
+                delta.status,
+                delta.node,
+                marks.message,
+                marks.activation,
+                marks.arrival,
+                marks.variable,
+                counts.messages,
+                counts.frontier,
+                counts.variables,
+                now,
+            )
+        )
+
+    def _add_messages(self, first: int, delta: Delta) -> None:
+        ordinal = delta.counts.messages - sum(message.history for message in delta.messages)
+        for message in delta.messages:
+            place = None
+            if message.history:
+                ordinal += 1
+                place = ordinal
+            elif not message.consumers:
+                continue  # nobody will ever read it, so nobody would ever prune it
+            row = first | message.seq
+            crc = message_checksum(row, message.node, place, message.consumers, message.body)
+            self.messages.append((row, message.node, place, message.consumers, encode(message.body), crc))
+
+    def insert(self, connection: sqlite3.Connection) -> None:
+        """Write everything, and be empty again."""
+        for statement, rows in (
+            (_MESSAGE, self.messages),
+            (_ACTIVATION, self.activations),
+            (_ARRIVAL, self.arrivals),
+            (_FIRED, self.fired),
+            (_CHANGED, self.changed),
+            (_ENDED, self.ended),
+            (_VARIABLE, self.variables),
+            (_STEP, self.steps),
+            (_CHECKPOINT, self.checkpoints),
+        ):
+            if rows:
+                connection.executemany(statement, rows)
+                rows.clear()
+
+
+def frame(error: bytes | None) -> Frame | None:
+    return None if error is None else encode(error)
+
+
+def message_checksum(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:
+    return checksum(body, row, node, history, consumers)
+
+
+def variable_checksum(row: int, key: str, kind: str, base: int, order: bytes | None, body: bytes) -> int:
+    return checksum(body, row, key, kind, base, order)
+
+
+def path_text(path: tuple[int, ...]) -> str | None:
+    return ".".join(map(str, path)) if path else None
+
+
+def path_of(text: str | None) -> tuple[int, ...]:
+    return tuple(map(int, text.split("."))) if text else ()

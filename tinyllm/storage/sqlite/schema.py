@@ -1,0 +1,197 @@
+"""The tables, and how an older database becomes one of this version.
+
+A row that belongs to a trace has the id `trace key << 32 | number`, the number being the row's seq, step or rev: what
+belongs together lies together, and loading, pruning and deleting are ranges of row ids. (A composite primary key
+WITHOUT ROWID took five times as long with bodies of 1 KiB.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from tinyllm.storage.sqlite.library import sqlite3
+
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
+SHIFT = 32
+LAST = (1 << SHIFT) - 1
+"""The highest number, and the mask that takes it out of a row id."""
+
+APPLICATION_ID = 0x544C4C4D  # "TLLM"
+
+_FIRST = """
+-- A trace whose id is null was deleted; forks may still read what they share with it.
+-- owner: the id in `owners` of the process that executes it. graph: the digest of its definition.
+-- low_*: a fork's rows have higher numbers than these; rows with lower ones are its parent's.
+CREATE TABLE traces (
+    key INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: a late writer must not meet another trace
+    trace_id TEXT UNIQUE,
+    graph_id TEXT NOT NULL,
+    graph_version TEXT NOT NULL,
+    graph_path TEXT,
+    graph BLOB NOT NULL,
+    fingerprint TEXT NOT NULL,
+    task_digest TEXT NOT NULL,
+    status TEXT NOT NULL,
+    epoch INTEGER NOT NULL,
+    owner TEXT,
+    rev INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    parent INTEGER,
+    parent_rev INTEGER,
+    parent_step INTEGER,
+    low_message INTEGER NOT NULL DEFAULT 0,
+    low_activation INTEGER NOT NULL DEFAULT 0,
+    low_arrival INTEGER NOT NULL DEFAULT 0,
+    low_variable INTEGER NOT NULL DEFAULT 0,
+    created_at REAL NOT NULL,
+    updated_at REAL NOT NULL,
+    error
+);
+CREATE INDEX traces_owner ON traces (owner) WHERE owner IS NOT NULL;
+CREATE INDEX traces_graph ON traces (graph);
+
+CREATE TABLE graphs (
+    digest BLOB NOT NULL UNIQUE,
+    body NOT NULL,
+    crc INTEGER NOT NULL
+);
+
+-- history: the how-manieth message of the history it is, from 1; null if it is not one of it. A gap shows a lost row.
+-- consumers: how many activations and arrivals written with it read it; pruned: how many of those are gone.
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY,
+    node TEXT NOT NULL,
+    history INTEGER,
+    consumers INTEGER NOT NULL,
+    pruned INTEGER NOT NULL DEFAULT 0,
+    body NOT NULL,
+    crc INTEGER NOT NULL
+);
+
+-- fired_rev: when a join's round became a planned activation; null while it is buffered, 0 if it never was a round.
+-- What it fired with stands beside what it was born with: an older checkpoint sees the latter.
+CREATE TABLE activations (
+    id INTEGER PRIMARY KEY,
+    hash BLOB NOT NULL,
+    node TEXT NOT NULL,
+    message INTEGER,
+    item INTEGER,
+    path TEXT,
+    depth INTEGER NOT NULL,
+    state TEXT NOT NULL,
+    attempts INTEGER NOT NULL,
+    error,
+    done_rev INTEGER,
+    fired_rev INTEGER,
+    fired_hash BLOB,
+    fired_path TEXT,
+    fired_depth INTEGER
+);
+CREATE INDEX activations_live ON activations (id) WHERE done_rev IS NULL;
+
+CREATE TABLE arrivals (
+    id INTEGER PRIMARY KEY,
+    activation INTEGER NOT NULL, -- a row id
+    message INTEGER,
+    hash BLOB NOT NULL,
+    path TEXT,
+    depth INTEGER NOT NULL
+);
+CREATE INDEX arrivals_of ON arrivals (activation);
+
+-- base: the number of the full row that an appended one belongs to.
+CREATE TABLE variables (
+    id INTEGER PRIMARY KEY,
+    trace INTEGER NOT NULL,
+    key TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    base INTEGER NOT NULL,
+    sort BLOB,
+    body NOT NULL,
+    crc INTEGER NOT NULL
+);
+CREATE INDEX variables_of ON variables (trace, key);
+
+CREATE TABLE steps (
+    id INTEGER PRIMARY KEY,
+    activation INTEGER NOT NULL,
+    node TEXT NOT NULL,
+    ended_at REAL NOT NULL,
+    duration_ms REAL NOT NULL,
+    attempts INTEGER NOT NULL
+);
+
+-- The marks are the highest number of each kind of row that the checkpoint sees; the counts tell how many rows.
+-- pins: how many forks start from it.
+CREATE TABLE checkpoints (
+    id INTEGER PRIMARY KEY,
+    epoch INTEGER NOT NULL,
+    step INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    node TEXT,
+    message INTEGER NOT NULL,
+    activation INTEGER NOT NULL,
+    arrival INTEGER NOT NULL,
+    variable INTEGER NOT NULL,
+    messages INTEGER NOT NULL,
+    frontier INTEGER NOT NULL,
+    variables INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    label TEXT,
+    pins INTEGER NOT NULL DEFAULT 0
+);
+
+-- beat rises with every renewal; renewed_at is the renewing machine's CLOCK_BOOTTIME, for people.
+CREATE TABLE owners (
+    id TEXT NOT NULL UNIQUE,
+    host TEXT NOT NULL,
+    boot_id TEXT NOT NULL,
+    pid_namespace TEXT NOT NULL,
+    pid INTEGER NOT NULL,
+    started TEXT NOT NULL,
+    since REAL NOT NULL,
+    beat INTEGER NOT NULL,
+    renewed_at REAL NOT NULL
+);
+
+-- One row, changed by every transaction: it tells whether one whose COMMIT failed is there all the same.
+CREATE TABLE transactions (token INTEGER NOT NULL);
+INSERT INTO transactions VALUES (0);
+"""
+
+
+def _first(db: Database) -> None:
+    _execute_all(db, _FIRST)
+
+
+_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (("first", _first),)
+
+VERSION = len(_STEPS)
+"""`PRAGMA user_version` of a database that has every migration."""
+
+
+def migrate(connection: sqlite3.Connection) -> None:
+    """Make the schema that of this version, inside the transaction that is open."""
+    # Costs some 80 ms, so only where there is something to migrate.
+    from sqlite_utils import Database, Migrations
+
+    migrations = Migrations("tinyllm")
+    for name, step in _STEPS:
+        migrations(name=name)(step)
+    # Plugins are the user's, installed for the user's own databases.
+    migrations.apply(Database(connection, execute_plugins=False))
+    connection.execute(f"PRAGMA user_version = {VERSION}")
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+
+
+def _execute_all(db: Database, script: str) -> None:
+    # `executescript` would commit the transaction first.
+    statement = ""
+    for line in script.splitlines(keepends=True):
+        statement += line
+        if sqlite3.complete_statement(statement):
+            db.conn.execute(statement)
+            statement = ""

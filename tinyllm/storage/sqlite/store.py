@@ -1,0 +1,316 @@
+"""The SQLite store: what it opens, which thread does what, and how the outcome of a commit is always known."""
+
+from __future__ import annotations
+
+import os
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TypeVar
+
+from tinyllm.errors import StorageNotOpen
+from tinyllm.storage.contract import (
+    CheckpointRecord,
+    CheckpointStorage,
+    HighWater,
+    MessageRow,
+    Outcome,
+    Owner,
+    Snapshot,
+    Status,
+    StepRow,
+    StorageConfig,
+    TraceRecord,
+    Write,
+)
+from tinyllm.storage.high_water import HighWaterFile, files, path_in
+from tinyllm.storage.sqlite import owned, prune
+from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
+from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, translated
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.load import Loader
+from tinyllm.storage.sqlite.write import Writing
+from tinyllm.storage.thread import DedicatedThread
+
+T = TypeVar("T")
+
+_RENEW_EVERY = 1.0
+"""Seconds between two renewals by commits."""
+
+_TOKEN = "SELECT token FROM transactions"
+_SIGN = "UPDATE transactions SET token = ?"
+
+
+class SQLiteCheckpointStorage(CheckpointStorage):
+    """Keeps traces in a directory: the database `tinyllm.db`, and what running processes note beside it.
+
+    One thread writes, with the one connection that does; a second reads; a third connection, for whichever thread keeps
+    the lease, must not wait behind the first's batches.
+    """
+
+    def __init__(self, config: StorageConfig | str | os.PathLike[str] | None = None) -> None:
+        if config is None or isinstance(config, (str, os.PathLike)):
+            config = StorageConfig() if config is None else StorageConfig(sqlite_path=os.fspath(config))
+        self.config = config
+        # Absolute: a program may change its working directory.
+        self._directory = Path(config.sqlite_path).expanduser().absolute()
+        self.name = str(self._directory)
+        self._path = self._directory / FILE_NAME
+        self._writer = DedicatedThread(f"tinyllm writer {self.name}")
+        self._reader = DedicatedThread(f"tinyllm reader {self.name}")
+        self._connection: sqlite3.Connection | None = None
+        self._reading: sqlite3.Connection | None = None
+        self._renewed = 0.0
+        self._lease_lock = threading.Lock()
+        self._leasing: sqlite3.Connection | None = None
+        self._marks: dict[str, HighWaterFile] = {}
+        self._pid = 0
+
+    async def initialize(self) -> None:
+        self._refuse_forked()
+        self._writer.start()
+        try:
+            await self._writer.call(self._open)
+        except BaseException:
+            self._writer.stop()
+            raise
+        self._reader.start()
+
+    async def close(self) -> None:
+        if self._connection is None or self._pid != os.getpid():
+            return
+        await self._reader.call(self._close_reading)
+        self._reader.stop()
+        await self._writer.call(self._close)
+        self._writer.stop()
+
+    # -- writing -----------------------------------------------------------------------------------------------
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        return await self._writer.call(self._commit, tuple(writes))
+
+    async def reclaim(self, limit: int) -> int:
+        return await self._writer.call(self._reclaim, limit)
+
+    def _commit(self, writes: tuple[Write, ...]) -> list[Outcome]:
+        connection = self._opened(self._connection)
+        now = time.time()
+        token = random.getrandbits(62)
+        with translated(self._path):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                writing = Writing(connection, now)
+                outcomes = writing.carry_out(writes)
+                self._renew_if_due(writing)
+                connection.execute(_SIGN, (token,))
+            except BaseException:
+                _roll_back(connection)
+                raise
+            try:
+                self._end(connection)
+            except sqlite3.Error:
+                if not self._is_there(token):
+                    raise
+            return outcomes
+
+    def _end(self, connection: sqlite3.Connection) -> None:
+        connection.execute("COMMIT")
+
+    def _is_there(self, token: int) -> bool:
+        """Whether the transaction that wrote `token`, and whose COMMIT failed, is there all the same. Then it is made
+        durable; else it is made sure that it never will be. Raises where the disk lets neither be done."""
+        self._opened(self._connection).close()
+        connection = self._connection = connect(self._path)
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            (found,) = connection.execute(_TOKEN).fetchone()
+            if found != token:
+                # Its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would take
+                # them up: another transaction overwrites them.
+                connection.execute(_SIGN, (random.getrandbits(62),))
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+        if found != token:
+            return False
+        # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps.
+        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
+        return not busy
+
+    def _renew_if_due(self, writing: Writing) -> None:
+        now = owned.boottime()
+        if now - self._renewed >= _RENEW_EVERY:
+            self._renewed = now
+            writing.renew(now)
+
+    def _reclaim(self, limit: int) -> int:
+        connection = self._opened(self._connection)
+        with translated(self._path):
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                more = prune.purge(connection)
+                connection.execute("COMMIT")
+            except BaseException:
+                _roll_back(connection)
+                raise
+            connection.execute(f"PRAGMA incremental_vacuum({max(int(limit), 1)})").fetchall()
+            (left,) = connection.execute("PRAGMA freelist_count").fetchone()
+            if not left and not more:
+                # The file shrinks when the WAL is moved into it; not worth waiting for a reader.
+                connection.execute("PRAGMA busy_timeout = 0")
+                connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+                connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT * 1000:.0f}")
+            return int(left) + more
+
+    # -- reading -----------------------------------------------------------------------------------------------
+
+    async def trace(self, trace_id: str) -> TraceRecord | None:
+        return await self._ask(lambda store: store.trace(trace_id))
+
+    async def traces(
+        self,
+        *,
+        prefix: str = "",
+        graph_id: str | None = None,
+        status: Status | None = None,
+        limit: int = 100,
+        offset: int = 0,
+    ) -> list[TraceRecord]:
+        return await self._ask(lambda store: store.traces(prefix, graph_id, status, limit, offset))
+
+    async def definition(self, trace_id: str) -> bytes:
+        return await self._ask(lambda store: store.definition(trace_id))
+
+    async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
+        return await self._ask(lambda store: store.load(trace_id, rev))
+
+    async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
+        return await self._ask(lambda store: store.checkpoints(trace_id, limit, offset))
+
+    async def steps(self, trace_id: str, *, after: int = 0, limit: int = 1000) -> list[StepRow]:
+        return await self._ask(lambda store: store.steps(trace_id, after, limit))
+
+    async def messages(
+        self, trace_id: str, *, rev: int | None = None, after: int = 0, limit: int = 1000
+    ) -> list[MessageRow]:
+        return await self._ask(lambda store: store.messages(trace_id, rev, after, limit))
+
+    async def find_checkpoint(
+        self, trace_id: str, *, node: str | None = None, step: int | None = None
+    ) -> CheckpointRecord:
+        return await self._ask(lambda store: store.find_checkpoint(trace_id, node, step))
+
+    async def _ask(self, question: Callable[[Loader], T]) -> T:
+        return await self._reader.call(self._answer, question)
+
+    def _answer(self, question: Callable[[Loader], T]) -> T:
+        with translated(self._path):
+            if self._reading is None:
+                self._reading = connect_reader(self._path)
+            self._reading.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
+            try:
+                return question(Loader(self._reading, self._directory))
+            finally:
+                _roll_back(self._reading)
+
+    # -- ownership ---------------------------------------------------------------------------------------------
+
+    def renew(self, owner: Owner) -> None:
+        with self._leases() as connection:
+            owned.renew(connection, owner)
+
+    def retire(self, owner: Owner) -> None:
+        with self._leases() as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                owned.retire(connection, owner.id)
+                connection.execute("COMMIT")
+            except BaseException:
+                _roll_back(connection)
+                raise
+            if marks := self._marks.pop(owner.id, None):
+                marks.close()
+            self._sweep(connection)
+
+    def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:
+        with self._leases():
+            marks = self._marks.get(owner.id)
+            if marks is None:
+                marks = self._marks[owner.id] = HighWaterFile(path_in(self._directory, owner.id))
+            return marks.slot(trace, epoch)
+
+    @contextmanager
+    def _leases(self) -> Iterator[sqlite3.Connection]:
+        """The connection for leases, for one thread at a time."""
+        self._refuse_forked()  # before the lock, which a thread of the parent may have held at the fork
+        with self._lease_lock, translated(self._path):
+            yield self._opened(self._leasing)
+
+    def _sweep(self, connection: sqlite3.Connection) -> None:
+        """Remove what dead owners left that no trace needs any more."""
+        there = files(self._directory)  # before the leases: an owner has one before it has a file
+        for owner in owned.idle(connection):
+            owned.remove(connection, owner)
+        known = {path_in(self._directory, owner) for owner in owned.leases(connection)}
+        for path in there:
+            if path not in known:
+                path.unlink(missing_ok=True)
+
+    # -- opening and closing, each in the thread that uses it --------------------------------------------------
+
+    def _open(self) -> None:
+        if self._connection is not None:
+            return
+        connection = open_database(self._directory)
+        try:
+            leasing = connect(self._path)
+            try:
+                with translated(self._path):
+                    # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not
+                    # safe with less than FULL.
+                    if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+                        leasing.execute("PRAGMA synchronous = NORMAL")
+                    self._sweep(leasing)
+            except BaseException:
+                leasing.close()
+                raise
+        except BaseException:
+            connection.close()
+            raise
+        self._connection, self._leasing, self._pid = connection, leasing, os.getpid()
+
+    def _close_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.close()
+            self._reading = None
+
+    def _close(self) -> None:
+        with self._lease_lock:
+            if self._leasing is not None:
+                self._leasing.close()
+                self._leasing = None
+            for marks in self._marks.values():
+                marks.close()
+            self._marks.clear()
+        if self._connection is not None:
+            with translated(self._path):
+                self._connection.close()
+            self._connection = None
+
+    def _refuse_forked(self) -> None:
+        if self._connection is not None and self._pid != os.getpid():
+            raise StorageNotOpen(self.name, "it was opened by the parent process; open one in this process")
+
+    def _opened(self, connection: sqlite3.Connection | None) -> sqlite3.Connection:
+        if connection is None:
+            raise StorageNotOpen(self.name, "it is not open; call initialize() first")
+        return connection
+
+
+def _roll_back(connection: sqlite3.Connection) -> None:
+    if connection.in_transaction:
+        connection.execute("ROLLBACK")

@@ -1,0 +1,306 @@
+"""Carrying out writes, in the transaction that is open."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from hashlib import blake2b
+from typing import assert_never
+
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, ValueNotStorable
+from tinyllm.storage.caps import MESSAGE_CAP, too_big
+from tinyllm.storage.contract import (
+    TERMINAL,
+    Acquire,
+    Acquired,
+    Admit,
+    Admitted,
+    Append,
+    Appended,
+    Delete,
+    Delta,
+    Done,
+    Fork,
+    Outcome,
+    Prune,
+    Pruned,
+    Release,
+    Write,
+)
+from tinyllm.storage.framing import checksum, encode
+from tinyllm.storage.sqlite import prune
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.read import kept
+from tinyllm.storage.sqlite.rows import Rows, frame
+from tinyllm.storage.sqlite.schema import SHIFT
+
+_ADMIT = """
+INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest,
+                    status, epoch, owner, rev, step, created_at, updated_at, error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?, ?)
+ON CONFLICT (trace_id) DO NOTHING
+"""
+_FORK = """
+INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest,
+                    status, epoch, owner, rev, step, created_at, updated_at, error,
+                    parent, parent_rev, parent_step, low_message, low_activation, low_arrival, low_variable)
+SELECT :trace_id, t.graph_id, t.graph_version, t.graph_path, t.graph, t.fingerprint, t.task_digest,
+       :status, 1, :owner, :rev + 1, :step, :now, :now, :error,
+       t.key, :rev, c.step, c.message, c.activation, c.arrival, c.variable
+FROM traces t JOIN checkpoints c ON c.id = :checkpoint WHERE t.key = :parent
+ON CONFLICT (trace_id) DO NOTHING
+"""
+_PIN = """
+UPDATE checkpoints SET pins = pins + 1
+WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
+"""
+_UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
+# Epoch check, gap check and idempotence in one. Two statements, so that the usual one leaves the index on owners alone.
+_APPEND = """
+UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ? WHERE key = ? AND epoch = ? AND rev = ?
+"""
+_APPEND_LAST = """
+UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, owner = NULL
+WHERE key = ? AND epoch = ? AND rev = ?
+"""
+_ACQUIRE = """
+UPDATE traces SET epoch = epoch + 1, owner = ?, status = 'running', error = NULL,
+                  fingerprint = ?, graph = ?, graph_path = ?, updated_at = ?
+WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
+"""
+_RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
+_POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
+_WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
+_GRAPH = "SELECT graph FROM traces WHERE key = ?"
+_DEFINE = "INSERT INTO graphs (digest, body, crc) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
+_RENEW = """
+UPDATE owners SET beat = beat + 1, renewed_at = ?
+WHERE id IN (SELECT owner FROM traces WHERE key IN (SELECT value FROM json_each(?)))
+"""
+
+
+class Writing:
+    """The writes of one transaction. Rows are gathered and inserted together; all else happens at once and in order."""
+
+    def __init__(self, connection: sqlite3.Connection, now: float) -> None:
+        self._connection = connection
+        self._now = now
+        self._rows = Rows()
+        self._digests: dict[bytes, bytes] = {}
+        self._touched: set[int] = set()
+
+    def carry_out(self, writes: Sequence[Write]) -> list[Outcome]:
+        outcomes: list[Outcome] = [Done()] * len(writes)
+        runs: dict[int, list[tuple[int, Append]]] = {}
+        for place, write in enumerate(writes):
+            if isinstance(write, Append):
+                runs.setdefault(write.delta.trace, []).append((place, write))
+                continue
+            if runs and not isinstance(write, Admit):  # a trace is not appended to before it is admitted
+                self._append_runs(runs, outcomes)
+            if not isinstance(write, Admit):
+                self._rows.insert(self._connection)
+            outcomes[place] = self._carry_out(write)
+        self._append_runs(runs, outcomes)
+        self._rows.insert(self._connection)
+        return outcomes
+
+    def renew(self, boottime: float) -> None:
+        """Renew the leases of the owners of all traces written."""
+        self._connection.execute(_RENEW, (boottime, json.dumps(sorted(self._touched))))
+
+    def _carry_out(self, write: Admit | Fork | Acquire | Release | Prune | Delete) -> Outcome:
+        match write:
+            case Admit():
+                return self._admit(write)
+            case Fork():
+                return self._fork(write)
+            case Acquire():
+                return self._acquire(write)
+            case Release():
+                self._connection.execute(_RELEASE, (write.trace, write.epoch))
+                return Done()
+            case Prune():
+                return Pruned(prune.prune(self._connection, write.trace, write.keep, write.limit))
+            case Delete():
+                prune.delete(self._connection, write.trace)
+                return Done()
+        assert_never(write)
+
+    # -- new traces --------------------------------------------------------------------------------------------
+
+    def _admit(self, write: Admit) -> Outcome:
+        first = write.first
+        if refused := _refused(first) or _refused_definition(write.definition):
+            return refused
+        digest = self._define(write.definition)
+        cursor = self._connection.execute(
+            _ADMIT,
+            (
+                write.trace_id,
+                write.graph_id,
+                write.graph_version,
+                write.graph_path,
+                digest,
+                write.fingerprint,
+                write.task_digest,
+                first.status,
+                None if first.status in TERMINAL else write.owner,
+                first.step,
+                self._now,
+                self._now,
+                frame(first.error),
+            ),
+        )
+        if cursor.rowcount != 1:
+            self._undefine(digest)
+            return TraceExists(write.trace_id)
+        return self._begin(cursor, 0, first)
+
+    def _fork(self, write: Fork) -> Outcome:
+        first = write.first
+        if refused := _refused(first):
+            return refused
+        checkpoint = write.parent << SHIFT | write.rev
+        # Pinned first: that finds out whether it is there and whether its trace was deleted.
+        if self._connection.execute(_PIN, (checkpoint, write.parent)).rowcount != 1:
+            name, steps = kept(self._connection, write.parent)
+            return CheckpointNotFound(name or write.trace_id, f"at rev {write.rev}", steps)
+        values = {
+            "trace_id": write.trace_id,
+            "status": first.status,
+            "owner": None if first.status in TERMINAL else write.owner,
+            "rev": write.rev,
+            "step": first.step,
+            "now": self._now,
+            "error": frame(first.error),
+            "parent": write.parent,
+            "checkpoint": checkpoint,
+        }
+        cursor = self._connection.execute(_FORK, values)
+        if cursor.rowcount != 1:
+            self._connection.execute(_UNPIN, (checkpoint,))
+            return TraceExists(write.trace_id)
+        return self._begin(cursor, write.rev + 1, first)
+
+    def _begin(self, cursor: sqlite3.Cursor, rev: int, first: Delta) -> Admitted:
+        trace = cursor.lastrowid or 0
+        self._rows.add(trace, 1, rev, first, self._now)
+        self._touched.add(trace)
+        return Admitted(trace, 1, rev)
+
+    def _define(self, definition: bytes) -> bytes:
+        """Store a graph's definition once; returns its digest."""
+        digest = self._digests.get(definition)
+        if digest is None:
+            digest = self._digests[definition] = blake2b(definition, digest_size=16).digest()
+            self._connection.execute(_DEFINE, (digest, encode(definition), checksum(definition, digest)))
+        return digest
+
+    def _undefine(self, digest: bytes) -> None:
+        """Drop a definition that no trace has any more."""
+        prune.drop_graph(self._connection, digest)
+        self._digests.clear()
+
+    # -- deltas ------------------------------------------------------------------------------------------------
+
+    def _append_runs(self, runs: dict[int, list[tuple[int, Append]]], outcomes: list[Outcome]) -> None:
+        for trace, run in runs.items():
+            self._touched.add(trace)
+            for part in _gapless(run):
+                self._append(trace, part, outcomes)
+        runs.clear()
+
+    def _append(self, trace: int, run: list[tuple[int, Append]], outcomes: list[Outcome]) -> None:
+        """Append deltas whose revs follow one another; what is wrong with one makes a gap before those after it."""
+        refused = None
+        for at, (place, append) in enumerate(run):
+            if refused := _refused(append.delta):
+                outcomes[place] = refused
+                for later, lost in run[at + 1 :]:
+                    outcomes[later] = OwnershipLost(lost.trace_id)
+                run = run[:at]
+                break
+        if not run:
+            return
+        first, last = run[0][1].delta, run[-1][1].delta
+        cursor = self._connection.execute(
+            _APPEND_LAST if last.status in TERMINAL else _APPEND,
+            (last.status, last.step, last.rev, self._now, frame(last.error), trace, first.epoch, first.rev - 1),
+        )
+        if cursor.rowcount != 1:
+            run = self._already_there(trace, run, outcomes)
+            if run:
+                self._append(trace, run, outcomes)
+            return
+        for place, append in run:
+            self._rows.add(trace, append.delta.epoch, append.delta.rev, append.delta, self._now)
+            outcomes[place] = Appended(append.delta.rev)
+
+    def _already_there(
+        self, trace: int, run: list[tuple[int, Append]], outcomes: list[Outcome]
+    ) -> list[tuple[int, Append]]:
+        """Settle what cannot be appended; returns what is left and can be, now that the rest is known to be there."""
+        self._rows.insert(self._connection)
+        position = self._connection.execute(_POSITION, (trace,)).fetchone()
+        for at, (place, append) in enumerate(run):
+            delta = append.delta
+            if position == (delta.epoch, delta.rev - 1):
+                return run[at:]
+            written = self._connection.execute(_WRITTEN, (trace << SHIFT | delta.rev,)).fetchone()
+            marks = delta.marks
+            there = position is not None and position[0] == delta.epoch
+            if there and written == (
+                delta.epoch,
+                delta.step,
+                marks.message,
+                marks.activation,
+                marks.arrival,
+                marks.variable,
+            ):
+                outcomes[place] = Appended(delta.rev)
+            else:
+                outcomes[place] = OwnershipLost(append.trace_id)
+        return []
+
+    # -- ownership ---------------------------------------------------------------------------------------------
+
+    def _acquire(self, write: Acquire) -> Outcome:
+        if refused := _refused_definition(write.definition):
+            return refused
+        (before,) = self._connection.execute(_GRAPH, (write.trace,)).fetchone() or (b"",)
+        digest = self._define(write.definition)
+        cursor = self._connection.execute(
+            _ACQUIRE,
+            (write.owner, write.fingerprint, digest, write.graph_path, self._now, write.trace, write.epoch),
+        )
+        if cursor.rowcount != 1:
+            self._undefine(digest)
+            return OwnershipLost(write.trace_id)
+        self._undefine(before)
+        self._touched.add(write.trace)
+        return Acquired(write.epoch + 1)
+
+
+def _gapless(run: list[tuple[int, Append]]) -> Iterator[list[tuple[int, Append]]]:
+    part = [run[0]]
+    for entry in run[1:]:
+        last, delta = part[-1][1].delta, entry[1].delta
+        if delta.rev != last.rev + 1 or delta.epoch != last.epoch:
+            yield part
+            part = []
+        part.append(entry)
+    yield part
+
+
+def _refused(delta: Delta) -> ValueNotStorable | None:
+    for error in (delta.error, *(row.error for row in delta.activations), *(row.error for row in delta.changed)):
+        if error is not None and len(error) > MESSAGE_CAP:
+            return ValueNotStorable("error", f"its {len(error)} bytes exceed the {MESSAGE_CAP} that a row may have")
+    return too_big(delta)
+
+
+def _refused_definition(definition: bytes) -> ValueNotStorable | None:
+    if len(definition) <= MESSAGE_CAP:
+        return None
+    return ValueNotStorable("graph", f"its {len(definition)} bytes exceed the {MESSAGE_CAP} that a row may have")

@@ -1,0 +1,192 @@
+"""A thread of one's own: what must happen in order, and must not be cancelled, happens there.
+
+The one module that names the event loops. A thread pool (`anyio.to_thread`) costs more per hop, gives no order, and
+lets a native asyncio cancellation abandon a call whose outcome then nobody knows.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+from contextlib import suppress
+from queue import SimpleQueue
+from typing import Any, Protocol, TypeVar, TypeVarTuple
+
+import attrs
+
+from tinyllm.errors import StorageNotOpen
+
+T = TypeVar("T")
+Args = TypeVarTuple("Args")
+
+
+class _Waiter(Protocol):
+    """The task that made a call. `wake` may be called from any thread."""
+
+    def wake(self) -> None: ...
+
+    async def wait(self, job: _Job) -> None: ...
+
+
+@attrs.define(eq=False)
+class _Job:
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    waiter: _Waiter
+    done: bool = False
+    result: Any = None
+    error: BaseException | None = None
+
+
+class DedicatedThread:
+    """Runs calls one after the other, in the order in which they were made, from any number of event loops.
+
+    A call is not cancellable: it returns, or raises, what the function did, and a cancellation that came meanwhile
+    takes effect at the caller's next checkpoint. A child that was forked off has no such thread, and is refused.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._pid = 0
+        self._lock = threading.Lock()
+
+    def start(self) -> None:
+        """Start the thread. A second call does nothing."""
+        with self._lock:
+            if self._thread is None:
+                self._pid = os.getpid()
+                self._queue = SimpleQueue()
+                # A daemon, so that a program that forgets to close does not hang at its end. What it interrupts is a
+                # transaction: it is there afterwards, or not.
+                self._thread = threading.Thread(target=_serve, args=(self._queue,), name=self.name, daemon=True)
+                self._thread.start()
+
+    async def call(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """Run `function(*args)` in the thread; what it returns or raises.
+
+        :raises StorageNotOpen: the thread was not started, was stopped, or belongs to the parent process.
+        """
+        waiter = _here()
+        job = _Job(function, args, waiter)
+        # Before the lock, which another thread may have held when this process was forked off.
+        if self._thread is not None and self._pid != os.getpid():
+            raise StorageNotOpen(self.name, "it was opened by the parent process; open one in this process")
+        with self._lock:  # so that no call is made behind the end of the queue
+            if self._thread is None:
+                raise StorageNotOpen(self.name, "it is not open; call initialize() first")
+            self._queue.put(job)
+        await waiter.wait(job)
+        if job.error is not None:
+            try:
+                raise job.error
+            finally:
+                job.error = None  # an exception and its own traceback's frame would keep each other alive
+        result: T = job.result
+        return result
+
+    def stop(self) -> None:
+        """End the thread after all calls made before; blocks until then. A second call does nothing."""
+        with self._lock:
+            thread, self._thread = self._thread, None
+            if thread is None or self._pid != os.getpid():
+                return
+            self._queue.put(None)
+        thread.join()
+
+    def __del__(self) -> None:
+        if self._thread is not None and self._pid == os.getpid():
+            warnings.warn(f"{self.name} was not closed", ResourceWarning, source=self, stacklevel=1)
+            self._queue.put(None)
+
+
+def _serve(queue: SimpleQueue[_Job | None]) -> None:
+    while (job := queue.get()) is not None:
+        try:
+            job.result = job.function(*job.args)
+        except BaseException as error:
+            job.error = error
+        job.done = True
+        job.waiter.wake()
+        del job  # the last call's arguments would live until the next one
+
+
+def _here() -> _Waiter:
+    """A waiter for the running task."""
+    # Where trio was never imported it does not run; importing it to ask would cost an asyncio program 100 ms.
+    trio = sys.modules.get("trio")
+    return _OnTrio() if trio is not None and trio.lowlevel.in_trio_task() else _OnAsyncio()
+
+
+class _OnAsyncio:
+    def __init__(self) -> None:
+        import asyncio
+
+        self._loop = asyncio.get_running_loop()
+        self._future: asyncio.Future[None] | None = None
+
+    def wake(self) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._woken)
+
+    def _woken(self) -> None:
+        if self._future is not None and not self._future.done():
+            self._future.set_result(None)
+
+    async def wait(self, job: _Job) -> None:
+        import asyncio
+
+        import anyio
+
+        cancelled = 0
+        # The shield holds off anyio's cancellation. A native one (`task.cancel()`, `asyncio.timeout`) comes through it:
+        # the call goes on, and the cancellation is made again afterwards, so that whoever counts them counts right.
+        with anyio.CancelScope(shield=True):
+            while not job.done:
+                self._future = self._loop.create_future()
+                try:
+                    await self._future
+                except asyncio.CancelledError:
+                    cancelled += 1
+        if cancelled and (task := asyncio.current_task()) is not None:
+            for _ in range(cancelled):
+                task.uncancel()
+            for _ in range(cancelled):
+                task.cancel()
+
+
+class _OnTrio:
+    def __init__(self) -> None:
+        import trio
+
+        self._token = trio.lowlevel.current_trio_token()
+        self._task = trio.lowlevel.current_task()
+
+    def wake(self) -> None:
+        import trio
+
+        with suppress(trio.RunFinishedError):  # nobody waits any more
+            self._token.run_sync_soon(trio.lowlevel.reschedule, self._task)
+
+    async def wait(self, job: _Job) -> None:  # noqa: ARG002 - it is woken once, when the job is done
+        import trio
+
+        await trio.lowlevel.wait_task_rescheduled(lambda _: trio.lowlevel.Abort.FAILED)
+
+
+def loop_caller() -> Callable[[Callable[[], object]], object]:
+    """A function by which any thread has the loop that runs here call another, soon, without waiting for it.
+
+    That function raises RuntimeError once the loop has ended.
+    """
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        call_soon: Callable[[Callable[[], object]], object] = trio.lowlevel.current_trio_token().run_sync_soon
+        return call_soon
+    import asyncio
+
+    return asyncio.get_running_loop().call_soon_threadsafe

@@ -16,9 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+import attrs
 import pytest
 
-from tinyllm import load_graph
+import tinyllm
+import tinyllm.errors
+from tinyllm import Edge, ExecutorConfig, Node, NodeContext, TaskResponse, load_graph
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -98,6 +101,16 @@ def test_page(page: Path, tmp_path: Path) -> None:
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+def test_the_reference_names_everything() -> None:
+    classes = [Node, Edge, ExecutorConfig, TaskResponse]
+    names = {field.name for each in classes for field in attrs.fields(each)}
+    names |= {name for name in vars(NodeContext) if not name.startswith("_")}
+    names |= {name for name in dir(tinyllm) if name.endswith("Error") or name in vars(tinyllm.errors)}
+    names -= {"questions", "total_tokens_in", "total_tokens_out"}  # nothing fills them yet
+    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert sorted(name for name in names if not re.search(rf"\b{name}\b", reference)) == []
 
 
 def test_the_checks_of_this_file_can_fail() -> None:

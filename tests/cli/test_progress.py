@@ -97,11 +97,8 @@ def test_whatever_comes_nothing_is_negative_and_it_can_be_shown(events: list[Eve
 
 
 def test_time_left_is_what_is_planned_at_the_pace_of_late() -> None:
-    events: list[tuple[float, Event]] = [
-        (0, FRESH),
-        (0, Planned("demo", "parse", 100)),
-        (0, NodeStarted("demo", "parse")),
-    ]
+    started = NodeStarted("demo", "parse")
+    events: list[tuple[float, Event]] = [(0, FRESH), (0, Planned("demo", "parse", 100)), (0, started)]
     for step in range(1, 21):  # two a second
         events += [(step / 2, finished("parse", step)), (step / 2, started)]
     progress = after(*events)
@@ -110,8 +107,17 @@ def test_time_left_is_what_is_planned_at_the_pace_of_late() -> None:
     left = progress.left(10)
     assert left is not None
     assert left[0] == pytest.approx(40)
-    assert not left[1]  # nothing says how long `list` takes
-    assert "at least 40 s left of what is planned" in progress.sentence(10)
+    assert not left[1]  # nothing says how long `list` takes, or that `rank` will not come
+    assert "at least 40 s left" in progress.sentence(10)
+
+
+def test_time_left_is_about_all_once_every_node_was_reached() -> None:
+    progress = Progress(["list"])
+    progress.apply(FRESH, 0)
+    progress.apply(Planned("demo", "list", 1), 0)
+    progress.apply(NodeStarted("demo", "list"), 0)
+    progress.apply(finished("list", 1), 2)
+    assert progress.sentence(2) == "1 done, 0 running, 1 waiting, 1 not durable yet, 30/min, about 2.0 s left"
 
 
 def test_nothing_is_estimated_from_nothing() -> None:
@@ -154,7 +160,7 @@ def test_plain_view_is_sparse_and_grows_sparser(capsys: pytest.CaptureFixture[st
     view.event(TraceEnded("demo", "completed", 10_000))
     lines = capsys.readouterr().err.splitlines()
     assert lines[0] == "demo: started"
-    assert lines[-1] == "demo: completed at step 10000 after 16 m 40 s"
+    assert lines[-1] == "demo: completed at step 10,000 after 16 m 40 s"
     assert 20 < len(lines) < 60
     assert all(len(line) <= 80 for line in lines[:3])
 
@@ -200,8 +206,14 @@ def test_screen_shows_nodes_that_have_something_to_show() -> None:
         ["list", "1", "0", "0"],
         ["parse", "0", "0", "7"],
     ]
-    assert lines[-1].startswith("4.0 s: 1 step done, 0 running, 7 waiting")
-    assert "1 not yet durable" in lines[-1]
+    assert lines[-1].startswith("4.0 s: 1 done, 1 not durable yet")
+
+
+def test_screen_of_what_has_ended_estimates_nothing() -> None:
+    progress = after((0, FRESH), (0, NodeStarted("demo", "list")), (1, finished("list", 1)))
+    progress.apply(Planned("demo", "list", 5), 1)
+    progress.apply(TraceEnded("demo", "interrupted", 1), 1)
+    assert [line.split() for line in screen(progress, 1, 79, 20)[1:]] == [["list", "1", "0", "5"]]
 
 
 def test_screen_never_grows_out_of_the_terminal() -> None:

@@ -13,10 +13,11 @@ from tinyllm import Graph, GraphBuilder, NodeContext
 BLOCKED = 0.06
 """Seconds for which a node computes without once giving the loop back."""
 
+
 def perhaps_die(context: NodeContext) -> None:
     """Kill this process once, in the node that is the n-th to start, if the variable `kill` says so.
 
-    `kill` is `{"at": n, "blocked": for how many seconds first, "armed": a file that is removed then}`.
+    `kill` is `{"at": n, "armed": a file that is removed then}`.
     """
     kill = context.variables.get("kill")
     if kill is None or not os.path.exists(kill["armed"]):
@@ -24,13 +25,12 @@ def perhaps_die(context: NodeContext) -> None:
     with open(context.variables["witness"], encoding="ascii") as file:
         started = sum(line.startswith("start") for line in file)
     if started == kill["at"]:
-        compute(kill["blocked"])
         os.unlink(kill["armed"])
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def compute(seconds: float) -> None:
-    end = time.perf_counter() + seconds
+def compute() -> None:
+    end = time.perf_counter() + BLOCKED
     while time.perf_counter() < end:
         pass
 
@@ -40,7 +40,7 @@ def blocking(name: str) -> Callable[[int, NodeContext], Awaitable[str]]:
         key = f"{name} {value}"
         with witnessed(context, key):
             perhaps_die(context)
-            compute(BLOCKED)
+            compute()
         return key
 
     work.__name__ = name
@@ -131,14 +131,16 @@ def hold_on(fifo: str) -> str:
     """Runs in a worker process: kill the process that it works for, and then work on, with `fifo` open."""
     file = os.open(fifo, os.O_WRONLY)
     os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(60)
+    time.sleep(20)
     os.write(file, b"still working")
     return fifo
 
 
-def slow(seconds: float) -> float:
-    time.sleep(seconds)
-    return seconds
+def work_on(fifo: str) -> str:
+    """Runs in a worker process: open `fifo`, and see whether that is the end of it."""
+    os.close(os.open(fifo, os.O_WRONLY))
+    time.sleep(0.3)
+    return "done"
 
 
 def in_worker() -> Graph:

@@ -227,7 +227,7 @@ def test_a_join_of_all_is_not_reached_item_by_item() -> None:
     graph["edges"][0]["for_each"] = True
     assert findings(graph) == []
     graph["nodes"][1]["join"] = "all"
-    assert findings(graph) == ["edges[0].for_each: `b` joins all: it would get the list back; remove for_each"]
+    assert findings(graph) == ["edges[0].for_each: `b` joins all and would get the list back; remove it"]
 
 
 @pytest.mark.parametrize(

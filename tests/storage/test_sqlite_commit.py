@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -211,26 +212,63 @@ async def test_what_fails_inside_the_transaction_is_rolled_back(
 # -- cancellation ----------------------------------------------------------------------------------------------
 
 
-async def test_a_cancelled_commit_still_says_what_became_of_it(
-    storage: SQLiteCheckpointStorage, writer: Writer
-) -> None:
+class Slow(SQLiteCheckpointStorage):
+    """Its COMMIT waits until it may go on."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(directory)
+        self.begun = threading.Event()
+        self.go_on = threading.Event()
+
+    def _end(self, connection: sqlite3.Connection) -> None:
+        self.begun.set()
+        self.go_on.wait()
+        super()._end(connection)
+
+
+async def test_a_cancelled_commit_still_says_what_became_of_it(tmp_path: Path) -> None:
+    storage = Slow(tmp_path)
+    await storage.initialize()
     known: list[object] = []
 
     async def commit() -> None:
-        known.extend(await storage.commit([writer.append(end=1)]))
+        known.extend(await storage.commit([Writer("t").admit()]))
         await anyio.lowlevel.checkpoint()
         known.append("not cancelled")
 
-    with anyio.CancelScope() as scope:
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(commit)
-            scope.cancel()
-    if known:  # else the task was cancelled before it came to commit
-        assert known == [Appended(1)]
-    with anyio.CancelScope() as scope:
-        scope.cancel()
-        known = list(await storage.commit([writer.append()]))
-    assert isinstance(known[0], Appended | OwnershipLost)
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(commit)
+        await anyio.wait_all_tasks_blocked()
+        storage.begun.wait()
+        tasks.cancel_scope.cancel()
+        with anyio.CancelScope(shield=True):
+            await anyio.wait_all_tasks_blocked()
+        assert known == []
+        storage.go_on.set()
+    assert known == [Admitted(1, 1, 0)]
+    assert (await storage.load("t")).rev == 0
+    await storage.close()
+
+
+async def test_closing_waits_for_the_commit_that_was_begun(tmp_path: Path) -> None:
+    storage = Slow(tmp_path)
+    await storage.initialize()
+    known: list[object] = []
+
+    async def commit() -> None:
+        known.extend(await storage.commit([Writer("t").admit()]))
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(commit)
+        await anyio.wait_all_tasks_blocked()
+        storage.begun.wait()
+        tasks.start_soon(storage.close)
+        await anyio.wait_all_tasks_blocked()
+        storage.go_on.set()
+    assert known == [Admitted(1, 1, 0)]
+    await storage.initialize()
+    assert (await storage.load("t")).rev == 0
+    await storage.close()
 
 
 def test_one_store_serves_a_second_event_loop(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import anyio
 import pytest
 
 from tests.storage.deltas import Writer
@@ -95,6 +96,10 @@ async def test_initialize_and_close_may_be_called_twice(tmp_path: Path) -> None:
         assert await storage.traces() == []
         await storage.close()
         await storage.close()
+    await storage.initialize()
+    async with anyio.create_task_group() as tasks:
+        for _ in range(3):
+            tasks.start_soon(storage.close)
     with pytest.raises(StorageNotOpen):
         await storage.traces()
     with pytest.raises(StorageNotOpen):
@@ -137,6 +142,22 @@ async def test_every_connection_is_set_up(tmp_path: Path) -> None:
         assert connection.execute("PRAGMA query_only").fetchone() == (query_only,)
         assert connection.execute("PRAGMA trusted_schema").fetchone() == (0,)
     await storage.close()
+
+
+async def test_opening_what_exists_does_not_import_what_only_migrations_need(tmp_path: Path) -> None:
+    await make(tmp_path)
+    program = (
+        "import sys, anyio\n"
+        "from tinyllm.storage.sqlite import SQLiteCheckpointStorage\n"
+        "async def main():\n"
+        "    storage = SQLiteCheckpointStorage(sys.argv[1])\n"
+        "    await storage.initialize()\n"
+        "    print(len(await storage.traces()), 'sqlite_utils' in sys.modules)\n"
+        "    await storage.close()\n"
+        "anyio.run(main)\n"
+    )
+    command = [sys.executable, "-c", program, str(tmp_path)]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "1 False\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def write(report: dict[str, Any], context: NodeContext) -> Any:
 
 
 def survey() -> Graph:
-    functions = [find, parse, gather, rank, write]
+    functions: list[Callable[..., Any]] = [find, parse, gather, rank, write]
     return attrs.evolve(SURVEY, functions={function.__name__: NodeFunction.of(function) for function in functions})
 
 

@@ -27,8 +27,10 @@ class Dispatch:
     - Credit: nothing starts, and no result is taken, while `CREDIT` deltas are not acknowledged; where deltas are
       merged before they are written, only those count that somebody waits for.
 
-    And one rule for nodes that run in the event loop: one is sent only after the one before it has begun. A node that
-    blocks the loop would otherwise be followed by its siblings before anybody could record that it has finished.
+    And two rules for nodes that run in the event loop. One is sent only after the one before it has begun: a node that
+    blocks the loop would otherwise be followed by its siblings before anybody could record that it has finished. And
+    after one that did block it, the next is sent when all is durable: a commit begins and ends in the loop, so that
+    what waits for the end of one commit is not in the next while the next node blocks.
     """
 
     def __init__(self, graph: Graph, durability: Durability, *, recorded: bool, merges: bool) -> None:
@@ -41,6 +43,7 @@ class Dispatch:
         self.running: dict[int, Activation] = {}
         self._running_of: Counter[str] = Counter()
         self._starting: int | None = None
+        self._awaited = 0
         self.handed = 0
         self.durable = 0
         self.stopped = False
@@ -78,7 +81,9 @@ class Dispatch:
         if self.stopped or not self._ready or not self.has_credit or (self._sync and self.durable < self.handed):
             return None
         for node, queue in self._ready.items():
-            if self._running_of[node] >= self._cap[node] or (self._in_loop[node] and self._starting is not None):
+            if self._running_of[node] >= self._cap[node]:
+                continue
+            if self._in_loop[node] and (self._starting is not None or self.durable < self._awaited):
                 continue
             if self._commits_output and self._effects[node] and queue[0].born > self.durable:
                 continue
@@ -98,6 +103,11 @@ class Dispatch:
     def needs_durable(self, planned: Iterable[Activation]) -> bool:
         """Whether some of `planned` wait for their delta."""
         return self._commits_output and any(self._effects[activation.node] for activation in planned)
+
+    def loop_was_blocked(self) -> None:
+        """A node blocked the loop until it ended."""
+        if not self._merges:  # what is merged is not written so soon
+            self._awaited = self.handed
 
     def started(self, seq: int) -> None:
         if self._starting == seq:

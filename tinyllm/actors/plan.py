@@ -375,9 +375,7 @@ class Plan:
 
     # -- variables ---------------------------------------------------------------------------------------------
 
-    def _set(
-        self, delta: _Draft, activation: Activation, sets: Sequence[tuple[str, bytes]]
-    ) -> dict[str, Version]:
+    def _set(self, delta: _Draft, activation: Activation, sets: Sequence[tuple[str, bytes]]) -> dict[str, Version]:
         """The variables as `sets` leave them."""
         if not sets:
             return self.versions

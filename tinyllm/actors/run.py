@@ -45,6 +45,9 @@ DRAIN_SECONDS = 30.0
 GRACE_SECONDS = 10.0
 """How long a cancelled run waits for its nodes to end, and for what it handed over to be written."""
 
+BLOCKED_MS = 10.0
+"""A node that blocks the event loop for longer costs its trace more than waiting for a commit does."""
+
 LEASE_POLL_SECONDS = 1.0
 """How often a run that may start nothing, because its lease is nearly over, looks whether it was renewed."""
 
@@ -139,6 +142,8 @@ class Run:
         messages = await take(self._inbox, self._look_again if self._drain_until is None else self._drain_until)
         for message in messages:
             await self._handle(message)
+            if isinstance(message, Finished) and message.duration_ms > BLOCKED_MS and Started(message.seq) in messages:
+                self._dispatch.loop_was_blocked()  # it began and ended, and we had no turn in between
         if not messages:
             if self._drain_until is not None:
                 await self._cancel_running()

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from tinyllm import __version__
 from tinyllm.cli.execute import fork, resume, run
 from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
@@ -47,7 +48,7 @@ class Root(Commands):
 
 
 @click.group(cls=Root, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="tinyllm-runtime", message="%(version)s")
+@click.version_option(__version__, message="%(version)s")
 def cli() -> None:
     """Run long graphs of nodes that can be killed at any instant and go on from where they were."""
 

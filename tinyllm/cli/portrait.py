@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping
+from textwrap import indent
 from typing import Any
 
 import attrs
@@ -122,7 +123,7 @@ def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[...
         lines += [_variable_line(key, body, columns) for key, body in portrait.variables.items()]
     if portrait.error is not None and portrait.newest:
         where = f" in node {portrait.error.node_id!r}" if portrait.error.node_id else ""
-        lines += ["", f"error{where}", f"  {portrait.error.type}: {portrait.error.message}"]
+        lines += ["", f"error{where}", indent(f"{portrait.error.type}: {portrait.error.message}", "  ")]
         if portrait.error.traceback and (line := users_line(portrait.error.traceback)):
             lines.append(f"  at {line}")
     return [*lines, "", *_how_to_go_on(portrait, command)]

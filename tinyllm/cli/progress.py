@@ -17,7 +17,7 @@ from tinyllm.actors.events import (
     TraceEnded,
     TraceStarted,
 )
-from tinyllm.cli.text import duration, plural, rate
+from tinyllm.cli.text import duration, rate
 from tinyllm.storage.contract import StepRow
 
 WINDOW = 30.0
@@ -144,22 +144,25 @@ class Progress:
         return 0.0 if self.started_at is None else now - self.started_at
 
     def left(self, now: float) -> tuple[float, bool] | None:
-        """Seconds until everything planned has ended, and whether every node's share of it is known."""
-        shares = [node.left(now) for node in list(self.nodes.values()) if node.outstanding]
-        known = [share for share in shares if share is not None]
-        return (max(known), len(known) == len(shares)) if known else None
-
-    def sentence(self, now: float) -> str:
-        """Where the trace is, for one line: what is not known yet is not in it."""
+        """Seconds until everything planned has ended, and whether that is all: no node is still to be reached, and of
+        each one the pace is known."""
         nodes = list(self.nodes.values())
-        running = sum(node.running for node in nodes)
-        waiting = sum(node.waiting for node in nodes)
-        parts = [f"{plural(self.step, 'step')} done", f"{running:,} running", f"{waiting:,} waiting"]
+        shares = [node.left(now) for node in nodes if node.outstanding]
+        known = [share for share in shares if share is not None]
+        return (max(known), len(known) == len(shares) and all(node.seen for node in nodes)) if known else None
+
+    def sentence(self, now: float, *, counts: bool = True) -> str:
+        """Where the trace is, for one line: what is not known is not in it. `counts`: also what runs and waits."""
+        parts = [f"{self.step:,} done"]
+        if counts:
+            nodes = list(self.nodes.values())
+            parts.append(f"{sum(node.running for node in nodes):,} running")
+            parts.append(f"{sum(node.waiting for node in nodes):,} waiting")
+        if self.step > self.durable_step:
+            parts.append(f"{self.step - self.durable_step:,} not durable yet")
         if speed := self.pace.per_second(now):
             parts.append(rate(speed))
-        if self.step > self.durable_step:
-            parts.append(f"{self.step - self.durable_step:,} not yet durable")
         if (left := self.left(now)) is not None:
-            seconds, complete = left
-            parts.append(f"{'about' if complete else 'at least'} {duration(seconds)} left of what is planned")
+            seconds, all_of_it = left
+            parts.append(f"{'about' if all_of_it else 'at least'} {duration(seconds)} left")
         return ", ".join(parts)

@@ -6,8 +6,8 @@ import logging
 import re
 import shlex
 import sysconfig
-import traceback
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING
 
 import click
@@ -51,7 +51,7 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
         case e.ExecutionError():
             return failure(error), [command_line("resume", error.trace_id)] if error.resumable else [], FAILED
         case e.InvalidGraph():
-            file = next((fault.file for fault in error.faults if fault.file), None)
+            file = next((fault.file for fault in error.faults if fault.file and Path(fault.file).is_file()), None)
             return text, [f"tinyllm graph validate {shlex.quote(file)}"] if file else [], USAGE
         case e.GraphChanged():
             graph = context.meta.get(GRAPH)
@@ -87,17 +87,8 @@ def failure(error: ExecutionError) -> str:
     where = f" in node {error.node_id!r}" if error.node_id else ""
     lines = [f"trace {error.trace_id!r} failed{where} after step {error.step}"]
     info: ErrorInfo | None = getattr(error.response, "error", None)
-    cause = error.__cause__
-    if info is not None:
-        lines.append(f"  {info.type}: {info.message}")
-    elif cause is not None:
-        lines.append(f"  {type(cause).__name__}: {cause}")
-    else:
-        lines.append(f"  {error.reason}")
-    trace = info.traceback if info is not None and info.traceback else None
-    if trace is None and cause is not None:
-        trace = "".join(traceback.format_tb(cause.__traceback__))
-    if trace and (place := users_line(trace)):
+    lines.append(indent(f"{info.type}: {info.message}" if info is not None else error.reason, "  "))
+    if info is not None and info.traceback and (place := users_line(info.traceback)):
         lines.append(f"  at {place}")
     if error.resumable:
         lines.append("everything up to there is kept; once the cause is mended:")

@@ -39,11 +39,13 @@ class View(ABC):
             case TraceStarted():
                 for line in opening(event):
                     self.note(line)
+                self.open()
             case NodeFailed():
                 self.note(f"{event.trace_id}: node {event.node_id} failed; letting what is running finish")
             case TraceEnded():
+                self.close()
                 took = duration(self.progress.elapsed(now))
-                self.note(f"{event.trace_id}: {event.status} at step {event.step} after {took}")
+                self.note(f"{event.trace_id}: {event.status} at step {event.step:,} after {took}")
             case _:
                 self.moved(now)
 
@@ -56,8 +58,12 @@ class View(ABC):
         """The progress has changed."""
 
     @abstractmethod
+    def open(self) -> None:
+        """Take the terminal, if it is drawn on."""
+
+    @abstractmethod
     def close(self) -> None:
-        """Give the terminal back."""
+        """Give the terminal back. A second call does nothing."""
 
 
 def opening(event: TraceStarted) -> list[str]:
@@ -86,6 +92,9 @@ class PlainView(View):
         if begun is not None and self._shown_at is not None and now - self._shown_at >= pause:
             self.note(f"{begun.trace_id}: {self.progress.sentence(now)}")
 
+    def open(self) -> None:
+        """It takes nothing."""
+
     def close(self) -> None:
         """It took nothing."""
 
@@ -108,10 +117,8 @@ class LiveView(View):
             redirect_stdout=sys.stdout.isatty(),
         )
 
-    def event(self, event: Event) -> None:
-        super().event(event)
-        if isinstance(event, TraceStarted):
-            self._live.start()
+    def open(self) -> None:
+        self._live.start(refresh=True)
 
     def close(self) -> None:
         self._live.stop()
@@ -126,7 +133,8 @@ class LiveView(View):
         from rich.text import Text
 
         size = shutil.get_terminal_size()
-        lines = screen(self.progress, self.clock(), size.columns - 1, size.lines - 2)
+        # Room for the `^C` that a terminal echoes: if it broke the last line, drawing over would miss by one line.
+        lines = screen(self.progress, self.clock(), size.columns - 4, size.lines - 2)
         text = Text("\n".join(lines), no_wrap=True, overflow="ellipsis")
         if lines:
             text.stylize("bold", 0, len(lines[0]))
@@ -134,7 +142,10 @@ class LiveView(View):
 
 
 def screen(progress: Progress, now: float, columns: int, height: int) -> list[str]:
-    """The live table and a sentence below it, in at most `height` lines: nodes with work to do come before others."""
+    """The live table and, while it goes on, a sentence below it, in at most `height` lines.
+
+    Where there are more nodes than lines, those with most to do are shown.
+    """
     shown = [(name, node) for name, node in list(progress.nodes.items()) if node.seen]
     hidden = len(shown) - max(1, height - 3)
     if hidden > 0:
@@ -143,16 +154,16 @@ def screen(progress: Progress, now: float, columns: int, height: int) -> list[st
         shown = [(name, node) for name, node in shown if name in keep]
     rows = []
     for name, node in shown:
-        speed = node.pace.per_second(now) if node.outstanding else None
-        left = node.left(now) if node.outstanding else None
-        failed = f"{node.failed:,} failed" if node.failed else ""
         counts = (f"{node.kept + node.done:,}", f"{node.running:,}", f"{node.waiting:,}")
-        rows.append((name, *counts, rate(speed) if speed else "", duration(left) if left is not None else failed))
+        speed = node.pace.per_second(now) if node.outstanding and not progress.ended else None
+        left = duration(node.outstanding / speed) if speed else ""
+        rows.append((name, *counts, rate(speed) if speed else "", f"{node.failed:,} failed" if node.failed else left))
     heads = ("node", "done", "running", "waiting", "rate", "time left")
     lines = table(heads, rows, right=heads[1:], shrink="node", columns=columns) if rows else []
     if hidden > 0:
         lines.append(f"and {plural(hidden, 'node')} more")
-    lines.append(shorten(f"{duration(progress.elapsed(now))}: {progress.sentence(now)}", columns))
+    if not progress.ended:
+        lines.append(shorten(f"{duration(progress.elapsed(now))}: {progress.sentence(now, counts=False)}", columns))
     return lines
 
 

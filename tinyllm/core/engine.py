@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from typing import Any, TypeVar
 
 import anyio
@@ -21,8 +21,9 @@ from tinyllm.actors.scheduler import CheckpointScheduler
 from tinyllm.actors.watchdog import Watchdog
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.config import ExecutorConfig
+from tinyllm.errors import StorageError
 from tinyllm.graph.definition import Graph
-from tinyllm.storage.contract import CheckpointStorage, Write
+from tinyllm.storage.contract import CheckpointStorage, HighWater, Write
 from tinyllm.storage.owners import this_process
 
 logger = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ T = TypeVar("T")
 class Engine:
     """One set of actors: a `NodeExecutor` for each node, a scheduler and a writer. Any number of traces at once.
 
-    Shutdown is end-of-stream, in order: runs, then nodes and scheduler, then the writer, then the lease.
+    Shutdown is end-of-stream, in order: clients, then nodes and scheduler, then the writer, then the lease.
     """
 
     def __init__(
@@ -60,7 +61,7 @@ class Engine:
         self._journal: MemoryObjectSendStream[ScheduleMessage] | None = None
         self._writer: MemoryObjectSendStream[WriteMessage] | None = None
         self._keeper: LeaseKeeper | None = None
-        self._runs: set[Run] = set()
+        self._clients: set[Client] = set()
         self._idle = anyio.Event()
         self._idle.set()
 
@@ -71,7 +72,7 @@ class Engine:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the actors; at the end, stop the runs, and wait until everything handed over is written."""
-        error: Exception | None = None
+        error: BaseException | None = None
         async with AsyncExitStack() as stack:
             if self.storage is not None:
                 self._keeper = LeaseKeeper(self.storage, this_process())
@@ -80,10 +81,11 @@ class Engine:
             shields: list[anyio.CancelScope] = []
             async with anyio.create_task_group() as actors:
                 try:
-                    await self._start(actors, shields)
+                    with anyio.CancelScope(shield=True):  # nothing in it waits; half of them would never end
+                        await self._start(actors, shields)
                     yield
-                except Exception as raised:  # carried past the task group, which would wrap it in a group
-                    error = raised
+                except (Exception, SystemExit, KeyboardInterrupt) as raised:
+                    error = raised  # carried past the task group, which would wrap it in a group
                 finally:
                     await self._shut_down(shields)
         if error is not None:
@@ -101,20 +103,22 @@ class Engine:
             await actors.start(scheduler.run, name="checkpoint scheduler")
         for node in self.graph.nodes.values():
             self._nodes[node.id], to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
-            executor = NodeExecutor(
-                self.graph, node, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation
-            )
+            try:
+                executor = NodeExecutor(
+                    self.graph, node, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation
+                )
+            except BaseException:  # an annotation that nothing can be structured into
+                to_run.close()
+                raise
             await actors.start(executor.run, name=f"node executor {node.id}")
 
     async def _shut_down(self, shields: list[anyio.CancelScope]) -> None:
-        """Runs have ended first, or are told to; then each stream is closed behind its last sender."""
+        """Clients have gone first, or are told to; then each stream is closed behind its last sender."""
         try:
             self.stop()
             await self._idle.wait()
         finally:
-            with anyio.move_on_after(
-                SHUTDOWN_SECONDS, shield=True
-            ):  # cancelled nodes end at once, and with them the runs
+            with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):  # cancelled nodes end at once, and so do the runs
                 await self._idle.wait()
             for node in self._nodes.values():
                 node.close()
@@ -127,9 +131,27 @@ class Engine:
     # -- what the executor asks --------------------------------------------------------------------------------
 
     def stop(self) -> None:
-        """Let every run end at the next durable point."""
-        for run in self._runs:
-            run.stop()
+        """Let every client end at the next durable point."""
+        for client in self._clients:
+            client.stop()
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """Somebody who has a trace executed here."""
+        client = Client(self)
+        if not self._clients:
+            self._idle = anyio.Event()
+        self._clients.add(client)
+        try:
+            yield client
+        finally:
+            self._clients.discard(client)
+            if not self._clients:
+                self._idle.set()
+
+    def serves(self, trace_id: str, *, other_than: Client) -> bool:
+        """Whether some other client has that trace."""
+        return any(client.trace_id == trace_id for client in self._clients if client is not other_than)
 
     def emit(self, event: Event) -> None:
         """Tell the observer; its mistakes are not ours to die of."""
@@ -147,10 +169,53 @@ class Engine:
         """
         assert self._writer is not None
         answer = Answer()
-        await post(self._writer, Ask(trace_id, write, answer))
-        outcome = await answer.wait()
+        with anyio.CancelScope(shield=True):  # bounded: by the commit, whose outcome must be known
+            await post(self._writer, Ask(trace_id, write, answer))
+            outcome = await answer.wait()
         assert isinstance(outcome, kind)
         return outcome
+
+    def run(self, plan: Plan, rev: int, *, stopped: bool) -> Run:
+        """The actor that executes `plan`, not yet running."""
+        keeper = self._keeper
+        return Run(
+            plan,
+            self._nodes,
+            journal=self._journal,
+            rev=rev,
+            durability=self.config.durability,
+            merges=self.config.policy.merges,
+            stopped=stopped,
+            may_start=_always if keeper is None else keeper.may_start,
+            high_water=self._high_water(plan),
+            emit=self.emit,
+        )
+
+    def _high_water(self, plan: Plan) -> HighWater | None:
+        if self.storage is None or self._keeper is None:
+            return None
+        try:
+            return self.storage.high_water(self._keeper.owner, plan.key, plan.epoch)
+        except StorageError as error:  # all it is for is to say, after a crash, how much was lost
+            logger.warning("trace %s: %s", plan.trace_id, error)
+            return None
+
+
+class Client:
+    """One call of an executor, from its beginning to its end: `stop()` reaches it wherever it is."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.trace_id: str | None = None
+        """The trace that it executes, from before it owns it."""
+        self._run: Run | None = None
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Let what runs end, and start nothing more. A second call does nothing."""
+        if not self._stopped and self._run is not None:
+            self._run.stop()
+        self._stopped = True
 
     async def execute(self, plan: Plan, rev: int) -> Run:
         """Run `plan` to its end; returns the run, which knows how it went.
@@ -158,30 +223,11 @@ class Engine:
         :raises OwnershipLost: another process took the trace over.
         :raises StorageFailed: the store failed for good.
         """
-        config, keeper = self.config, self._keeper
-        water = None
-        if self.storage is not None and keeper is not None:
-            water = self.storage.high_water(keeper.owner, plan.key, plan.epoch)
-        run = Run(
-            plan,
-            self._nodes,
-            journal=self._journal,
-            rev=rev,
-            durability=config.durability,
-            credited=not config.policy.merges,
-            may_start=_always if keeper is None else keeper.may_start,
-            high_water=water,
-            emit=self.emit,
-        )
-        if not self._runs:
-            self._idle = anyio.Event()
-        self._runs.add(run)
+        self._run = run = self.engine.run(plan, rev, stopped=self._stopped)
         try:
             await run.run()
         finally:
-            self._runs.discard(run)
-            if not self._runs:
-                self._idle.set()
+            self._run = None
         return run
 
 

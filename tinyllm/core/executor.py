@@ -17,7 +17,7 @@ from tinyllm.actors.lease import TTL
 from tinyllm.actors.plan import Plan
 from tinyllm.core.changes import changes
 from tinyllm.core.config import ExecutorConfig
-from tinyllm.core.engine import Engine
+from tinyllm.core.engine import Client, Engine
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
 from tinyllm.core.store import check_trace_id, find_trace, open_storage
@@ -107,12 +107,14 @@ class Executor(anyio.AsyncContextManagerMixin):
                 self._engines.discard(engine)
 
     @asynccontextmanager
-    async def _engine(self) -> AsyncIterator[Engine]:
+    async def _client(self) -> AsyncIterator[Client]:
         if self._shared is not None:
-            yield self._shared
+            with self._shared.client() as client:
+                yield client
             return
         async with self._new_engine() as engine:
-            yield engine
+            with engine.client() as client:
+                yield client
 
     async def _storage(self) -> CheckpointStorage | None:
         if self._given is None:
@@ -121,10 +123,10 @@ class Executor(anyio.AsyncContextManagerMixin):
             await self._given.initialize()
             return self._given
         if self._opened is None:
-            opened = open_storage(self._given)
-            await opened.initialize()
-            self._opened = opened
-        return self._opened
+            self._opened = open_storage(self._given)
+        opened = self._opened  # two calls may come here at once: one store, which each makes sure is open
+        await opened.initialize()
+        return opened
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -146,24 +148,24 @@ class Executor(anyio.AsyncContextManagerMixin):
         initial = {key: capture(value, f"variables[{key!r}]") for key, value in (variables or {}).items()}
         if trace_id is not None:
             check_trace_id(trace_id)
-        async with self._engine() as engine:
-            storage = engine.storage
+        async with self._client() as client:
+            storage = client.engine.storage
             if storage is None:
                 plan = Plan(self.graph, trace_id or random_trace_id(self.graph.id))
                 plan.begin(captured, initial)
-                return await self._run(engine, plan, 0, TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting()))
+                return await self._run(client, plan, 0, TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting()))
             record = None if trace_id is None else await storage.trace(trace_id)
             while record is None:
                 plan = Plan(self.graph, trace_id or random_trace_id(self.graph.id))
                 try:
-                    return await self._admit(engine, plan, captured, initial)
+                    return await self._admit(client, plan, captured, initial)
                 except TraceExists:  # chosen at random, or admitted by somebody else just now
                     record = None if trace_id is None else await storage.trace(trace_id)
             if record.graph_id != self.graph.id:
                 raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})")
             if record.task_digest != captured.digest:
                 raise TraceMismatch(record.trace_id, "task")
-            return await self._go_on(engine, record, retry=False, accept_graph_change=False)
+            return await self._go_on(client, record, retry=False, accept_graph_change=False)
 
     async def resume_from_checkpoint(self, trace_id: str, *, accept_graph_change: bool = False) -> TaskResponse:
         """Continue an interrupted trace, or try a failed one again; of a completed one, return the stored outcome.
@@ -173,12 +175,12 @@ class Executor(anyio.AsyncContextManagerMixin):
         :raises NodeMissing: what must run next is no longer in the graph.
         :raises TraceOwned, ExecutionError, StorageFailed: as `execute()`.
         """
-        async with self._engine() as engine:
-            storage = self._needs_storage(engine)
+        async with self._client() as client:
+            storage = self._needs_storage(client)
             record = await find_trace(storage, trace_id)
             if record.graph_id != self.graph.id:
                 raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})")
-            return await self._go_on(engine, record, retry=True, accept_graph_change=accept_graph_change)
+            return await self._go_on(client, record, retry=True, accept_graph_change=accept_graph_change)
 
     async def fork(
         self,
@@ -198,8 +200,8 @@ class Executor(anyio.AsyncContextManagerMixin):
         :raises TraceNotFound, GraphChanged, NodeMissing, ExecutionError, StorageFailed: as `resume_from_checkpoint()`.
         """
         initial = {key: capture(value, f"set[{key!r}]") for key, value in (set or {}).items()}
-        async with self._engine() as engine:
-            storage = self._needs_storage(engine)
+        async with self._client() as client:
+            storage = self._needs_storage(client)
             parent = await find_trace(storage, trace_id)
             if parent.graph_id != self.graph.id:
                 raise TraceMismatch(parent.trace_id, f"graph ({parent.graph_id!r})")
@@ -207,7 +209,7 @@ class Executor(anyio.AsyncContextManagerMixin):
             if child is not None:
                 if child.parent != parent.trace_id:
                     raise TraceExists(child.trace_id)
-                return await self._go_on(engine, child, retry=True, accept_graph_change=accept_graph_change)
+                return await self._go_on(client, child, retry=True, accept_graph_change=accept_graph_change)
             if isinstance(at, int):
                 point = await storage.find_checkpoint(parent.trace_id, step=at)
             else:
@@ -216,13 +218,16 @@ class Executor(anyio.AsyncContextManagerMixin):
             noted = await self._check_graph(storage, snapshot, accept_graph_change)
             name = new_trace_id or random_trace_id(parent.trace_id)  # `survey-7k3mq` forks into `survey-7k3mq-x4f9p`
             delta = fork_delta(snapshot, name, initial)
-            write = Fork(parent=parent.trace, rev=point.rev, trace_id=name, owner=engine.owner_id, first=delta)
-            await engine.ask(name, write, Admitted)
-            return await self._restored(engine, name, noted, again=0, lost=0)
+            write = Fork(parent=parent.trace, rev=point.rev, trace_id=name, owner=client.engine.owner_id, first=delta)
+            client.trace_id = name
+            forked = await client.engine.ask(name, write, Admitted)
+            if noted:  # the fork is recorded with its parent's graph
+                await self._acquire(client, forked.trace, name, forked.epoch)
+            return await self._restored(client, name, noted, again=0, lost=0)
 
     def run_sync(self, task: Any, **options: Any) -> TaskResponse:
         """`execute(task, **options)` from code that is not async; where a loop runs (a notebook), in a thread."""
-        call = partial(self._run_and_close, task, **options)
+        call = partial(self._run_alone, task, **options)
         try:
             anyio.get_current_task()
         except anyio.NoEventLoopError:
@@ -242,15 +247,14 @@ class Executor(anyio.AsyncContextManagerMixin):
             raise outcome[0]
         return outcome[0]
 
-    async def _run_and_close(self, task: Any, **options: Any) -> TaskResponse:
-        try:
-            return await self.execute(task, **options)
-        finally:
-            await self.close()
+    async def _run_alone(self, task: Any, **options: Any) -> TaskResponse:
+        """With actors, and a store, of its own: those of this executor may belong to another event loop."""
+        async with Executor(self.graph, self.config, self._given, self._deps, on_event=self._on_event) as alone:
+            return await alone.execute(task, **options)
 
     # -- how it goes on ----------------------------------------------------------------------------------------
 
-    async def _admit(self, engine: Engine, plan: Plan, task: Captured, variables: Mapping[str, bytes]) -> TaskResponse:
+    async def _admit(self, client: Client, plan: Plan, task: Captured, variables: Mapping[str, bytes]) -> TaskResponse:
         write = Admit(
             trace_id=plan.trace_id,
             graph_id=self.graph.id,
@@ -259,18 +263,19 @@ class Executor(anyio.AsyncContextManagerMixin):
             definition=self.graph.definition,
             graph_path=self.graph.path,
             task_digest=task.digest,
-            owner=engine.owner_id,
+            owner=client.engine.owner_id,
             first=plan.begin(task, variables),
         )
-        admitted = await engine.ask(plan.trace_id, write, Admitted)
+        client.trace_id = plan.trace_id
+        admitted = await client.engine.ask(plan.trace_id, write, Admitted)
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         started = TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
-        return await self._run(engine, plan, admitted.rev, started)
+        return await self._run(client, plan, admitted.rev, started)
 
     async def _go_on(
-        self, engine: Engine, record: TraceRecord, *, retry: bool, accept_graph_change: bool
+        self, client: Client, record: TraceRecord, *, retry: bool, accept_graph_change: bool
     ) -> TaskResponse:
-        storage = self._needs_storage(engine)
+        storage = self._needs_storage(client)
         if record.status == "completed" or (record.status == "failed" and not retry):
             snapshot = await storage.load(record.trace_id)
             plan = Plan(self.graph, record.trace_id)
@@ -279,45 +284,47 @@ class Executor(anyio.AsyncContextManagerMixin):
             if told.status == "failed":
                 raise failure(told)
             return told
-        record = await self._unowned(storage, record)
-        noted = await self._check_graph(storage, await storage.load(record.trace_id), accept_graph_change)
-        assert engine.owner_id is not None
-        acquire = Acquire(
-            record.trace,
-            record.trace_id,
-            record.epoch,
-            engine.owner_id,
-            self.graph.fingerprint,
-            self.graph.definition,
-            self.graph.path,
-        )
-        await engine.ask(record.trace_id, acquire, Acquired)
-        again, lost = 0, 0 if record.owner is None else None
+        record = await self._unowned(client, storage, record)
+        client.trace_id = record.trace_id
+        snapshot = await storage.load(record.trace_id)
+        noted = await self._check_graph(storage, snapshot, accept_graph_change)
+        await self._acquire(client, record.trace, record.trace_id, record.epoch)
         if record.high_water is not None:
             handed, again = record.high_water
-            lost = max(0, handed - record.step)
-        return await self._restored(engine, record.trace_id, noted, again=again, lost=lost)
+            lost: int | None = max(0, handed - record.step)
+        else:
+            again = sum(row.state == "cancelled" for row in snapshot.frontier)
+            lost = 0 if record.owner is None else None
+        return await self._restored(client, record.trace_id, noted, again=again, lost=lost)
+
+    async def _acquire(self, client: Client, trace: int, trace_id: str, epoch: int) -> None:
+        """Make the trace ours, and this graph the one that it is recorded with."""
+        assert client.engine.owner_id is not None
+        graph = self.graph
+        write = Acquire(trace, trace_id, epoch, client.engine.owner_id, graph.fingerprint, graph.definition, graph.path)
+        await client.engine.ask(trace_id, write, Acquired)
 
     async def _restored(
-        self, engine: Engine, trace_id: str, noted: list[str], *, again: int, lost: int | None
+        self, client: Client, trace_id: str, noted: list[str], *, again: int, lost: int | None
     ) -> TaskResponse:
         """Execute a trace that is ours from what the store has of it."""
-        storage = self._needs_storage(engine)
-        snapshot = await storage.load(trace_id)
+        storage = self._needs_storage(client)
+        with anyio.CancelScope(shield=True):  # bounded, and the trace is ours: only its run lets go of it
+            snapshot = await storage.load(trace_id)
         plan = Plan(self.graph, trace_id)
         plan.restore(snapshot)
-        again += sum(row.state == "cancelled" for row in snapshot.frontier)
         started = TraceStarted(trace_id, True, snapshot.step, again, lost, tuple(noted), plan.waiting())
-        return await self._run(engine, plan, snapshot.record.rev, started, began=snapshot.record.created_at)
+        return await self._run(client, plan, snapshot.record.rev, started, began=snapshot.record.created_at)
 
     async def _run(
-        self, engine: Engine, plan: Plan, rev: int, started: TraceStarted, began: float | None = None
+        self, client: Client, plan: Plan, rev: int, started: TraceStarted, began: float | None = None
     ) -> TaskResponse:
         began = time.time() if began is None else began
-        engine.emit(started)
-        run = await engine.execute(plan, rev)
+        emit = client.engine.emit
+        emit(started)
+        run = await client.execute(plan, rev)
         told = response(plan, "interrupted" if plan.status == "running" else plan.status, began)
-        engine.emit(TraceEnded(plan.trace_id, plan.status if plan.status != "running" else "interrupted", plan.step))
+        emit(TraceEnded(plan.trace_id, plan.status if plan.status != "running" else "interrupted", plan.step))
         if told.status == "failed":
             raise failure(told, run.failure)
         return told
@@ -325,10 +332,10 @@ class Executor(anyio.AsyncContextManagerMixin):
     # -- what is checked ---------------------------------------------------------------------------------------
 
     @staticmethod
-    def _needs_storage(engine: Engine) -> CheckpointStorage:
-        if engine.storage is None:
+    def _needs_storage(client: Client) -> CheckpointStorage:
+        if client.engine.storage is None:
             raise ConfigError("checkpoint_storage", None, "a path or a storage: without one nothing was recorded")
-        return engine.storage
+        return client.engine.storage
 
     async def _check_graph(
         self, storage: CheckpointStorage, snapshot: Snapshot, accept_graph_change: bool
@@ -344,16 +351,19 @@ class Executor(anyio.AsyncContextManagerMixin):
         return serious + harmless
 
     @staticmethod
-    async def _unowned(storage: CheckpointStorage, record: TraceRecord) -> TraceRecord:
+    async def _unowned(client: Client, storage: CheckpointStorage, record: TraceRecord) -> TraceRecord:
         """`record`, once it is sure that nobody executes it.
 
-        An owner whose process cannot be seen from here is dead when its lease has not been renewed for as long as a
-        lease lasts, by our own clock.
+        It may be ours already, from a call that could not let go of it when the store failed. An owner whose process
+        cannot be seen from here is dead when its lease has not been renewed for as long as a lease lasts, by our own
+        clock.
         """
         seen = record
         deadline = time.monotonic() + TTL
         while seen.owner is not None and seen.owner_alive is not False:
             owner = seen.owner
+            if owner.id == client.engine.owner_id and not client.engine.serves(seen.trace_id, other_than=client):
+                return seen
             if seen.owner_alive or seen.owner_beat != record.owner_beat:
                 since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.since))
                 raise TraceOwned(seen.trace_id, owner.host, owner.pid, since)

@@ -7,37 +7,52 @@ from collections.abc import Mapping
 import attrs
 
 from tinyllm.graph.ids import forked_id
-from tinyllm.storage.contract import Counts, Delta, Snapshot, VariableRow
+from tinyllm.storage.contract import Delta, Marks, Snapshot, VariableRow
 
 
 def fork_delta(snapshot: Snapshot, trace_id: str, variables: Mapping[str, bytes]) -> Delta:
-    """What trace `trace_id` owns when it is forked from `snapshot`. The rest it shares.
+    """What trace `trace_id` owns when it is forked from `snapshot`; the rest it shares.
 
-    Rows keep their numbers, and continue the parent's. Ids are new: the fork's activations have keys of their own.
+    Its rows continue the parent's numbers: what is below the parent's marks is the parent's. Ids are new too, so that
+    the fork's activations have keys of their own.
     """
-    seq = snapshot.marks.variable
-    rows = [
-        VariableRow(seq + offset, key, "full", seq + offset, body)
-        for offset, (key, body) in enumerate(variables.items(), start=1)
-    ]
-    counts = snapshot.counts
-    added = len(variables.keys() - snapshot.variables.keys())
+    marks, counts = snapshot.marks, snapshot.counts
+    seqs = {row.seq: marks.activation + at for at, row in enumerate(snapshot.frontier, start=1)}
+    activations = tuple(
+        attrs.evolve(
+            row,
+            seq=seqs[row.seq],
+            id=row.id and forked_id(trace_id, row.id),
+            state="buffered" if row.state == "buffered" else "planned",
+            attempts=0,
+            error=None,
+        )
+        for row in snapshot.frontier
+    )
+    arrivals = tuple(
+        attrs.evolve(row, seq=marks.arrival + at, activation=seqs[row.activation], id=forked_id(trace_id, row.id))
+        for at, row in enumerate(snapshot.arrivals, start=1)
+    )
+    changed = tuple(
+        VariableRow(marks.variable + at, key, "full", marks.variable + at, body)
+        for at, (key, body) in enumerate(variables.items(), start=1)
+    )
     return Delta(
         trace=0,
         epoch=0,
         number=0,
-        rev=snapshot.rev,
+        rev=snapshot.rev + 1,
         step=snapshot.step,
         status="running",
-        marks=attrs.evolve(snapshot.marks, variable=seq + len(rows)),
-        counts=Counts(counts.messages, counts.frontier, counts.variables + added),
-        activations=tuple(
-            attrs.evolve(row, id=row.id and forked_id(trace_id, row.id), attempts=0, error=None)
-            if row.state == "buffered"
-            else attrs.evolve(row, id=forked_id(trace_id, row.id), state="planned", attempts=0, error=None)
-            for row in snapshot.frontier
+        marks=Marks(
+            marks.message,
+            marks.activation + len(activations),
+            marks.arrival + len(arrivals),
+            marks.variable + len(changed),
         ),
-        arrivals=tuple(attrs.evolve(row, id=forked_id(trace_id, row.id)) for row in snapshot.arrivals),
-        variables=tuple(rows),
-        size=sum(len(row.body) for row in rows),
+        counts=attrs.evolve(counts, variables=counts.variables + len(variables.keys() - snapshot.variables.keys())),
+        activations=activations,
+        arrivals=arrivals,
+        variables=changed,
+        size=sum(len(row.body) for row in changed),
     )

@@ -88,7 +88,7 @@ def _check_edges(shape: Shape) -> Iterator[Finding]:
     seen: dict[tuple[str, str, bool], Path] = {}
     for path, edge in shape.edges:
         if edge.for_each and edge.to_node in joins:
-            yield Finding((*path, "for_each"), f"`{edge.to_node}` joins all: it would get the list back; remove for_each")
+            yield Finding((*path, "for_each"), f"`{edge.to_node}` joins all and would get the list back; remove it")
         if types.get(edge.from_node) == "exit":
             yield Finding((*path, "from_node"), f"nothing follows an exit node, and `{edge.from_node}` is one")
         first = seen.setdefault((edge.from_node, edge.to_node, edge.for_each), path)

@@ -70,7 +70,7 @@ class ActivationRow:
 
 @attrs.frozen
 class ArrivalRow:
-    """One message that reached the join round `activation`. None: an empty fan-out, which is awaited but brings nothing."""
+    """One message that reached the join round `activation`. None: an empty fan-out arrived, which brings nothing."""
 
     seq: int
     activation: int
@@ -207,9 +207,12 @@ class Admit:
 
 @attrs.frozen(kw_only=True)
 class Fork:
-    """Create a trace that shares all that `parent` had at its checkpoint `rev`, which is pinned. `first` holds the
-    child's own frontier rows (the parent's, under new ids), and changed variables; child rows continue the parent's
-    sequence numbers and rev. -> `Admitted`, `TraceExists`, or `CheckpointNotFound`."""
+    """Create a trace that shares all that `parent` had at its checkpoint `rev`, which is pinned.
+
+    `first` holds what the child has of its own: the parent's frontier copied under new ids, and changed variables. Its
+    rows and its rev continue the parent's numbers: whatever is below the parent's marks there is the parent's.
+    -> `Admitted`, `TraceExists`, or `CheckpointNotFound`.
+    """
 
     parent: int
     rev: int
@@ -262,7 +265,7 @@ class Prune:
 
 @attrs.frozen
 class Delete:
-    """Forget a trace. While forks of it live, what they share stays behind as a tombstone that no listing shows. -> `Done`."""
+    """Forget a trace. While forks of it live, what they share stays as a tombstone that no listing shows. -> `Done`."""
 
     trace: int
 
@@ -441,8 +444,8 @@ class CheckpointStorage(ABC):
 
     @abstractmethod
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
-        """The state at the newest checkpoint, or at the one of `rev`, exactly as it was then (`attempts`, `error` and the
-        states `paused`, `failed`, `cancelled` of the frontier are those of now when rev is the newest, else `planned`).
+        """The state at the newest checkpoint, or at the one of `rev`, exactly as it was then. (Of an older frontier,
+        all that is not `buffered` is `planned`, with the `attempts` and `error` of now.)
 
         :raises TraceNotFound: no such trace.
         :raises CheckpointNotFound: `rev` has no checkpoint.
@@ -467,7 +470,7 @@ class CheckpointStorage(ABC):
     async def find_checkpoint(
         self, trace_id: str, *, node: str | None = None, step: int | None = None
     ) -> CheckpointRecord:
-        """The newest kept checkpoint of that step; or the newest one at which an activation of `node` was waiting to run.
+        """The newest kept checkpoint of that step; or the newest at which an activation of `node` was waiting to run.
 
         :raises CheckpointNotFound: naming what is kept.
         """

@@ -2,7 +2,9 @@
 
 Between two kept neighbours `older` and `newer`, nobody needs an activation that was born after `older` and had ended by
 `newer`, nor a variable's rows above those that `older` sees and below those that `newer` sees. Nothing else has to be
-looked for: the steps of the interval tell what ended in it.
+looked for: the steps of the interval tell what ended in it. Nor have they to be looked for between `older` and the
+first checkpoint that goes, `start`: a delta that plans and ends the same is not written, and if there were others
+between, what they left was dropped with them, when `start` was the newer one.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ _ENDED = """
 SELECT a.id, a.message FROM steps s CROSS JOIN activations a ON a.id = ? | s.activation
 WHERE s.id > ? AND s.id <= ? AND a.id > ? AND a.done_rev <= ?
 """
-_ARRIVED = "SELECT id, message FROM arrivals WHERE activation = ?"
+_ARRIVED = "SELECT message FROM arrivals WHERE activation = ?"
 _DROP_ACTIVATION = "DELETE FROM activations WHERE id = ?"
 _DROP_ARRIVALS = "DELETE FROM arrivals WHERE activation = ?"
 _READ_NO_MORE = "UPDATE messages SET pruned = pruned + 1 WHERE id = ?"
@@ -148,38 +150,38 @@ def _drop(
         row = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
         older = _point(row) if row else origin
         connection.execute(_DROP, (start.id, dropped[at].id))
-        # If they are no neighbours by rev, what lay between was pruned before, with `start` as the newer one.
-        seen = older if older.id + 1 == start.id else start
-        _forget_variables(connection, trace, older, seen, newer)
-        _forget_activations(connection, trace, older, seen, newer)
+        _forget_variables(connection, trace, older, start, newer)
+        _forget_activations(connection, trace, older, start, newer)
         at += 1
     return len(dropped)
 
 
-def _forget_variables(connection: sqlite3.Connection, trace: int, older: _Point, seen: _Point, newer: _Point) -> None:
+def _forget_variables(connection: sqlite3.Connection, trace: int, older: _Point, start: _Point, newer: _Point) -> None:
     first = trace << SHIFT
     upto = first | newer.marks.variable
-    keys = connection.execute(_KEYS, (first | seen.marks.variable, upto)).fetchall()
+    keys = connection.execute(_KEYS, (first | start.marks.variable, upto)).fetchall()
     for (key,) in keys:
         (base,) = connection.execute(_SEEN, (trace, key, upto)).fetchone()
         connection.execute(_SUPERSEDED, (trace, key, first | older.marks.variable, first | base))
 
 
-def _forget_activations(connection: sqlite3.Connection, trace: int, older: _Point, seen: _Point, newer: _Point) -> None:
+def _forget_activations(
+    connection: sqlite3.Connection, trace: int, older: _Point, start: _Point, newer: _Point
+) -> None:
     first = trace << SHIFT
     found = connection.execute(
-        _ENDED, (first, first | seen.step, first | newer.step, first | older.marks.activation, newer.id & LAST)
+        _ENDED, (first, first | start.step, first | newer.step, first | older.marks.activation, newer.id & LAST)
     ).fetchall()
     read: list[int] = []
     for activation, message in found:
         if message is None:
-            read += [arrived for _, arrived in connection.execute(_ARRIVED, (activation,)) if arrived is not None]
+            read += [seq for (seq,) in connection.execute(_ARRIVED, (activation,)) if seq is not None]
         else:
             read.append(message)
     rounds = [(activation,) for activation, message in found if message is None]
     connection.executemany(_DROP_ACTIVATION, [(activation,) for activation, _ in found])
     connection.executemany(_DROP_ARRIVALS, rounds)
-    # A fork's rows also read messages of its parent. Those are the parent's to drop: under this trace there is no such row.
+    # A fork's rows also read messages of its parent, which are the parent's to drop: the fork has none of that number.
     messages = [(first | message,) for message in read]
     connection.executemany(_READ_NO_MORE, messages)
     connection.executemany(_DROP_MESSAGE, messages)

@@ -7,7 +7,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -82,10 +82,13 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     async def close(self) -> None:
         if self._connection is None or self._pid != os.getpid():
             return
-        await self._reader.call(self._close_reading)
-        self._reader.stop()
-        await self._writer.call(self._close)
-        self._writer.stop()
+        # Another task may be closing it at the same time; each waits until it is closed.
+        with suppress(StorageNotOpen):
+            await self._reader.call(self._close_reading)
+            self._reader.stop()
+        with suppress(StorageNotOpen):
+            await self._writer.call(self._close)
+            self._writer.stop()
 
     # -- writing -----------------------------------------------------------------------------------------------
 

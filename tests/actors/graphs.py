@@ -1,0 +1,176 @@
+"""Small graphs, and ways to drive a plan by hand: without actors, without an event loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import attrs
+
+from tinyllm.actors.plan import Activation, Plan
+from tinyllm.graph.definition import Edge, Graph, Node, Reducer
+from tinyllm.graph.messages import ErrorInfo
+from tinyllm.graph.node import NodeFunction
+from tinyllm.graph.payload import Captured, encode_payload
+from tinyllm.graph.values import capture
+from tinyllm.graph.variables import Variables
+from tinyllm.nodes.call import Output
+from tinyllm.storage.contract import Acquire, Acquired, Admit, Admitted, Append, Appended, Delta, Snapshot
+from tinyllm.storage.memory import InMemoryCheckpointStorage
+
+T = TypeVar("T")
+
+BOOM = ErrorInfo(type="ValueError", message="boom", node_id="a")
+
+
+def now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine that never waits returns (nothing in the memory store does)."""
+    try:
+        coroutine.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    raise AssertionError("it waited")
+
+
+def shape(
+    *edges: str | Edge,
+    entry: str | None = None,
+    exits: Sequence[str] | None = None,
+    joins: Iterable[str] = (),
+    variables: Mapping[str, Reducer] | None = None,
+    functions: Mapping[str, Callable[..., Any]] | None = None,
+    **nodes: Mapping[str, Any],
+) -> Graph:
+    """A graph from edges such as `a -> b`, `a => b` (for_each) and `a -> b if structured > 1`.
+
+    The entry is the first node named, exits those that lead nowhere. `functions` are called by the nodes of that name;
+    the others call nothing that a test would run.
+    """
+    parsed = [_edge(edge) if isinstance(edge, str) else edge for edge in edges]
+    ids = list(
+        dict.fromkeys([*(node for e in parsed for node in (e.from_node, e.to_node)), *nodes, *(functions or {})])
+    )
+    given = functions or {}
+    leaving = {edge.from_node for edge in parsed}
+    made = {}
+    for node in ids:
+        keys = dict(nodes.get(node, {}))
+        if node in joins:
+            keys["join"] = "all"
+        made[node] = Node(id=node, **keys)
+    return Graph(
+        id="g",
+        nodes=made,
+        edges=tuple(parsed),
+        entry_points=(entry or ids[0],),
+        exit_points=tuple(exits if exits is not None else (n for n in ids if n not in leaving and not made[n].targets)),
+        variables=variables or {},
+        functions={node: NodeFunction.of(given.get(node, _idle)) for node in ids},
+    )
+
+
+def _edge(text: str) -> Edge:
+    route, _, condition = text.partition(" if ")
+    for_each = "=>" in route
+    start, end = route.replace("=>", "->").split("->")
+    return Edge(from_node=start.strip(), to_node=end.strip(), condition=condition or None, for_each=for_each)
+
+
+async def _idle(value: Any) -> Any:
+    return value
+
+
+def output(
+    value: Any = None,
+    *,
+    set: Mapping[str, Any] | None = None,
+    goto: Sequence[str] | None = None,
+    sends: Sequence[tuple[str, Any]] | None = None,
+) -> Output:
+    return Output(
+        encode_payload(value),
+        tuple((key, capture(item)) for key, item in (set or {}).items()),
+        None if goto is None else tuple(goto),
+        None if sends is None else tuple((node, encode_payload(item)) for node, item in sends),
+    )
+
+
+class Hand:
+    """Moves a plan by hand and keeps its deltas."""
+
+    def __init__(self, graph: Graph, task: Any = "task", *, trace_id: str = "t", variables: Any = None) -> None:
+        self.plan = Plan(graph, trace_id)
+        initial = {key: capture(value) for key, value in (variables or {}).items()}
+        self.deltas = [self.plan.begin(Captured(encode_payload(task)), initial)]
+
+    def live(self, node: str) -> list[Activation]:
+        return sorted((a for a in self.plan.activations.values() if a.node == node), key=lambda a: (a.path, a.id))
+
+    def waiting(self) -> dict[str, int]:
+        return dict(self.plan.waiting())
+
+    def finish(self, what: str | Activation, value: Any = None, **said: Any) -> Delta:
+        """Finish an activation, or the first one of a node."""
+        activation = self.live(what)[0] if isinstance(what, str) else what
+        delta = self.plan.finish(activation.seq, output(value, **said), ended_at=0.0, duration_ms=1.0)
+        self.deltas.append(delta)
+        return delta
+
+    def fail(self, node: str) -> Delta:
+        self.deltas.append(self.plan.fail(self.live(node)[0].seq, BOOM))
+        return self.deltas[-1]
+
+    def exits(self) -> list[Any]:
+        return [captured.value for captured in self.plan.exits()]
+
+    def variables(self) -> dict[str, Any]:
+        return dict(Variables(self.plan.versions))
+
+
+class Record:
+    """One trace in a memory store, written as an executor would write it."""
+
+    def __init__(self, graph: Graph, trace_id: str = "t") -> None:
+        self.graph = graph
+        self.trace_id = trace_id
+        self.store = InMemoryCheckpointStorage()
+        self.key = 0
+        self.epoch = 0
+        self.rev = 0
+
+    def admission(self, first: Delta) -> Admit:
+        return Admit(
+            trace_id=self.trace_id,
+            graph_id=self.graph.id,
+            graph_version="1",
+            fingerprint="",
+            definition=b"{}",
+            graph_path=None,
+            task_digest="",
+            owner=None,
+            first=first,
+        )
+
+    def admit(self, plan: Plan, first: Delta) -> None:
+        (admitted,) = now(self.store.commit([self.admission(first)]))
+        assert isinstance(admitted, Admitted)
+        self.key, self.epoch = plan.key, plan.epoch = admitted.trace, admitted.epoch
+
+    def append(self, delta: Delta) -> None:
+        self.rev += 1
+        stamped = attrs.evolve(delta, trace=self.key, epoch=self.epoch, rev=self.rev)
+        (outcome,) = now(self.store.commit([Append(self.trace_id, stamped)]))
+        assert outcome == Appended(self.rev)
+
+    def resume(self) -> Plan:
+        """A plan of what is stored, owned anew."""
+        (acquired,) = now(self.store.commit([Acquire(self.key, self.trace_id, self.epoch, "o", "", b"{}", None)]))
+        assert isinstance(acquired, Acquired)
+        self.epoch = acquired.epoch
+        plan = Plan(self.graph, self.trace_id)
+        plan.restore(self.load())
+        return plan
+
+    def load(self) -> Snapshot:
+        return now(self.store.load(self.trace_id))

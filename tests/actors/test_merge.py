@@ -1,0 +1,148 @@
+"""Merged deltas do what those they are made of do, one after the other."""
+
+from __future__ import annotations
+
+import random
+from functools import reduce
+from typing import Any
+
+import attrs
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
+
+from tests.actors.graphs import BOOM, Hand, Record, now, shape
+from tests.actors.worlds import TooLong, Walk, World, worlds
+from tinyllm.actors.merge import merge
+from tinyllm.storage.contract import Delta, Snapshot
+
+
+def chain(world: World, rng: random.Random, failing: int) -> list[Delta]:
+    """What a plan of `world` hands over: some activations fail or are cut off, and run again after a resume."""
+    record = Record(world.graph)
+    walk = Walk(world, rng)
+    deltas = [walk.begin()]
+    record.admit(walk.plan, deltas[0])
+
+    def keep(delta: Delta) -> None:
+        deltas.append(delta)
+        record.append(delta)
+
+    while (delta := walk.next()) is not None:
+        keep(delta)
+        if failing and walk.plan.activations and rng.random() < 0.2:
+            failing -= 1
+            for stop in (walk.plan.cut_off, lambda seq: walk.plan.fail(seq, BOOM)):
+                if walk.plan.activations:
+                    keep(stop(rng.choice(sorted(walk.plan.activations))))
+            epoch = record.epoch
+            walk.plan = record.resume()
+            record.epoch = walk.plan.epoch = epoch + 1
+    return deltas
+
+
+def stored(world: World, deltas: list[Delta]) -> dict[str, Any]:
+    """What is loaded of a trace of these deltas, but for what must differ: revs, and how many rows read a message."""
+    record = Record(world.graph)
+    walk = Walk(world, random.Random(0))
+    record.admit(walk.plan, deltas[0])
+    for delta in deltas[1:]:
+        record.append(delta)
+    snapshot: Snapshot = record.load()
+    said = attrs.asdict(snapshot, recurse=False)
+    return {key: value for key, value in said.items() if key not in ("record", "rev")} | {
+        "messages": {seq: attrs.evolve(row, consumers=0) for seq, row in snapshot.messages.items()},
+        "history": [attrs.evolve(row, consumers=0) for row in now(record.store.messages("t"))],
+        "steps": now(record.store.steps("t")),
+        "error": snapshot.record.error,
+    }
+
+
+@st.composite
+def chains(draw: st.DrawFn) -> tuple[World, list[Delta]]:
+    world = draw(worlds())
+    rng = random.Random(draw(st.integers(0, 2**32)))
+    try:
+        return world, chain(world, rng, draw(st.integers(0, 3)))
+    except TooLong:
+        assume(False)
+        raise
+
+
+FEWER = settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much])
+
+
+@FEWER
+@given(chains(), st.data())
+def test_a_merged_delta_stores_what_its_parts_store(made: tuple[World, list[Delta]], data: st.DataObject) -> None:
+    world, deltas = made
+    assume(len(deltas) > 2)
+    start = data.draw(st.integers(1, len(deltas) - 1))
+    end = data.draw(st.integers(start + 1, len(deltas)))
+    merged = reduce(merge, deltas[start:end])
+    # Up to the merged delta, and up to the end: what comes later must find what it builds on.
+    assert stored(world, [*deltas[:start], merged]) == stored(world, deltas[:end])
+    assert stored(world, [*deltas[:start], merged, *deltas[end:]]) == stored(world, deltas)
+
+
+@FEWER
+@given(chains(), st.data())
+def test_it_does_not_matter_which_neighbours_are_merged_first(
+    made: tuple[World, list[Delta]], data: st.DataObject
+) -> None:
+    _, deltas = made
+    assume(len(deltas) > 3)
+    start = data.draw(st.integers(1, len(deltas) - 3))
+    first, second, third = deltas[start : start + 3]
+    assert merge(merge(first, second), third) == merge(first, merge(second, third))
+
+
+# -- what is never written -------------------------------------------------------------------------------------
+
+
+def test_what_was_born_and_died_inside_is_not_there() -> None:
+    hand = Hand(shape("a -> b", "b -> c"))
+    first, second = hand.finish("a", 1), hand.finish("b", 2)
+    merged = merge(first, second)
+    assert [row.node for row in merged.activations] == ["c"]
+    assert merged.ended == first.ended
+    assert [step.node for step in merged.steps] == ["a", "b"]
+    assert [row.consumers for row in merged.messages] == [0, 1]
+    assert (merged.number, merged.step, merged.counts, merged.marks) == (2, 2, second.counts, second.marks)
+
+
+def test_a_round_that_fired_where_it_was_opened_is_planned() -> None:
+    hand = Hand(shape("a -> j", "a -> b", "j -> e", "b -> e", joins=["j"]))
+    first = hand.finish("a", 1)
+    assert [row.state for row in first.activations if row.node == "j"] == ["buffered"]
+    merged = merge(first, hand.finish("b", 2))
+    (row,) = (row for row in merged.activations if row.node == "j")
+    assert (row.state, row.id) == ("planned", hand.live("j")[0].id)
+    assert merged.fired == ()
+
+
+def test_of_a_variable_only_what_its_newest_version_needs_is_kept() -> None:
+    hand = Hand(shape("a -> a", variables={"log": "append"}))
+    deltas = [
+        hand.finish("a", None, set={"x": 1, "log": "p"}),
+        hand.finish("a", None, set={"x": 2}),
+        hand.finish("a", None, set={"x": 3, "log": "q"}),
+    ]
+    merged = reduce(merge, deltas)
+    assert [(row.key, row.kind, row.body) for row in merged.variables] == [
+        ("log", "full", b"[]"),
+        ("log", "append", b'"p"'),
+        ("x", "full", b"3"),
+        ("log", "append", b'"q"'),
+    ]
+    assert merged.size == sum(len(row.body) for row in (*merged.messages, *merged.variables))
+
+
+def test_a_failure_inside_is_told_of_the_row_itself() -> None:
+    hand = Hand(shape("a -> b", "a -> c"))
+    planned = hand.finish("a")
+    merged = merge(planned, hand.fail("b"))
+    assert merged.changed == ()
+    assert [(row.node, row.state, row.attempts) for row in merged.activations] == [
+        ("b", "failed", 1),
+        ("c", "planned", 0),
+    ]

@@ -1,0 +1,274 @@
+"""The writer: group commit, failures, pruning, and its end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import anyio
+import attrs
+import pytest
+from anyio.streams.memory import MemoryObjectSendStream
+
+from tests.actors.graphs import Hand, Record, now, shape
+from tests.actors.stores import Noting
+from tinyllm.actors.batch import MAX_WRITES
+from tinyllm.actors.protocol import Answer, Ask, Durable, PruneDue, Put, Refused, RunMessage, WriteMessage
+from tinyllm.actors.writer import PRUNE_SLICE, StorageWriter
+from tinyllm.errors import OwnershipLost, StorageError
+from tinyllm.storage.contract import Admitted, Done, Release
+from tinyllm.storage.memory import InMemoryCheckpointStorage
+
+pytestmark = pytest.mark.anyio
+
+LOOP = shape("a -> a")
+
+
+class Trace:
+    """A trace in a store, and the mailbox where its run would hear of its deltas."""
+
+    def __init__(self, store: Noting, trace_id: str) -> None:
+        self.hand = Hand(LOOP, trace_id=trace_id)
+        self.trace_id = trace_id
+        self.rev = 0
+        self.address, self.heard = anyio.create_memory_object_stream[RunMessage](1000)
+        (admitted,) = now(
+            InMemoryCheckpointStorage.commit(store, [Record(LOOP, trace_id).admission(self.hand.deltas[0])])
+        )
+        assert isinstance(admitted, Admitted)
+        self.key, self.epoch = admitted.trace, admitted.epoch
+
+    def put(self) -> Put:
+        self.rev += 1
+        delta = attrs.evolve(self.hand.finish("a"), trace=self.key, epoch=self.epoch, rev=self.rev)
+        return Put(self.trace_id, delta, self.address)
+
+    def release(self) -> Ask:
+        return Ask(self.trace_id, Release(self.key, self.epoch), Answer())
+
+    def told(self) -> list[RunMessage]:
+        found = []
+        while self.heard.statistics().current_buffer_used:
+            found.append(self.heard.receive_nowait())
+        return found
+
+    def close(self) -> None:
+        self.address.close()
+        self.heard.close()
+
+
+@asynccontextmanager
+async def traces(store: Noting, *names: str) -> AsyncIterator[list[Trace]]:
+    made = [Trace(store, name) for name in names]
+    yield made
+    for trace in made:
+        trace.close()
+
+
+@asynccontextmanager
+async def writing(store: Noting, keep: int = 100) -> AsyncIterator[MemoryObjectSendStream[WriteMessage]]:
+    send, receive = anyio.create_memory_object_stream[WriteMessage](1000)
+    async with anyio.create_task_group() as tasks:
+        writer = StorageWriter(store, receive, anyio.CancelScope(shield=True), keep=keep)
+        await tasks.start(writer.run)
+        with send:
+            yield send
+
+
+async def until_idle() -> None:
+    await anyio.wait_all_tasks_blocked()
+
+
+async def test_what_waits_during_a_commit_is_the_next_batch() -> None:
+    store = Noting()
+    async with traces(store, "t", "u") as (t, u), writing(store) as writer:
+        store.gate = anyio.Event()
+        await writer.send(t.put())
+        await until_idle()
+        for trace in (t, t, u, t):
+            await writer.send(trace.put())
+        await until_idle()
+        assert [len(batch) for batch in store.batches] == [1]
+        store.gate.set()
+        await until_idle()
+        assert [len(batch) for batch in store.batches] == [1, 4]
+        assert [message.rev for message in t.told() if isinstance(message, Durable)] == [1, 2, 3, 4]
+        assert u.told() == [Durable(1, 1, 1)]
+
+
+async def test_nothing_is_told_before_it_is_durable() -> None:
+    store = Noting()
+    async with traces(store, "t") as (t,), writing(store) as writer:
+        store.gate = anyio.Event()
+        await writer.send(t.put())
+        await until_idle()
+        assert t.told() == []
+        store.gate.set()
+        await until_idle()
+        assert t.told() == [Durable(1, 1, 1)]
+
+
+@pytest.mark.parametrize("error", [StorageError("disk full"), RuntimeError("a bug")])
+async def test_a_failing_commit_is_told_to_everybody_who_waits(error: Exception) -> None:
+    store = Noting()
+    async with traces(store, "t", "u") as (t, u), writing(store) as writer:
+        store.gate = anyio.Event()
+        await writer.send(t.put())
+        await until_idle()
+        store.failure = lambda writes: error
+        asked = u.release()
+        for message in (t.put(), u.put(), asked):
+            await writer.send(message)
+        store.gate.set()
+        await until_idle()
+        assert t.told() == [Refused(error)]
+        assert u.told() == [Refused(error)]
+        with pytest.raises(type(error)):
+            await asked.answer.wait()
+        # and it goes on
+        store.failure = lambda writes: None
+        again = u.release()
+        await writer.send(again)
+        assert await again.answer.wait() == Done()
+
+
+async def test_a_refused_delta_takes_with_it_what_follows_of_its_trace_and_nothing_else() -> None:
+    store = Noting()
+    async with traces(store, "t", "u") as (t, u), writing(store) as writer:
+        store.gate = anyio.Event()
+        await writer.send(u.put())
+        await until_idle()
+        (trace,) = (trace for trace in store._traces.values() if trace.trace_id == "t")
+        trace.epoch += 1  # another owner has it
+        asked = t.release()
+        for message in (*(t.put() for _ in range(MAX_WRITES + 1)), asked, u.put()):
+            await writer.send(message)
+        store.gate.set()
+        await until_idle()
+        told = t.told()
+        assert len(told) == MAX_WRITES - 1
+        assert all(isinstance(message, Refused) and isinstance(message.error, OwnershipLost) for message in told)
+        with pytest.raises(OwnershipLost):
+            await asked.answer.wait()
+        assert u.told() == [Durable(1, 1, 1), Durable(2, 2, 2)]
+        assert len(store.appended) == MAX_WRITES + 1, "what followed the first batch was never tried"
+
+
+# -- pruning ---------------------------------------------------------------------------------------------------
+
+
+async def checkpoints(store: Noting, trace_id: str) -> int:
+    return len(await store.checkpoints(trace_id, limit=10_000))
+
+
+async def test_it_prunes_slice_by_slice_until_nothing_is_left_to_drop() -> None:
+    store = Noting()
+    async with traces(store, "t") as (t,), writing(store, keep=10) as writer:
+        for _ in range(3 * PRUNE_SLICE):
+            await writer.send(t.put())
+        await writer.send(PruneDue("t", t.key))
+        await until_idle()
+        assert await checkpoints(store, "t") == 11
+        assert [prune.limit for prune in store.prunes] == [PRUNE_SLICE] * 3
+        assert [isinstance(message, Durable) for message in t.told()] == [True] * 3 * PRUNE_SLICE
+
+
+async def test_it_prunes_with_the_room_that_a_batch_has_left() -> None:
+    store = Noting()
+    async with traces(store, "t", "u") as (t, u), writing(store, keep=10) as writer:
+        store.gate = anyio.Event()
+        await writer.send(u.put())
+        await until_idle()
+        for _ in range(MAX_WRITES + 1):
+            await writer.send(t.put())
+        await writer.send(PruneDue("t", t.key))
+        store.gate.set()
+        await until_idle()
+        assert [len(batch) for batch in store.batches[:3]] == [1, MAX_WRITES, 2]
+        assert not any(write in store.prunes for write in store.batches[1])
+        assert store.batches[2][-1] in store.prunes
+
+
+async def test_a_prune_that_fails_is_given_up() -> None:
+    store = Noting()
+    async with traces(store, "t") as (t,), writing(store, keep=1) as writer:
+        store.failure = lambda writes: StorageError("no")
+        await writer.send(PruneDue("t", t.key))
+        await until_idle()
+        assert len(store.prunes) == 1
+
+
+class Reclaiming(Noting):
+    left = 3
+
+    async def reclaim(self, limit: int) -> int:
+        self.left -= 1
+        if self.left < 0:
+            raise StorageError("no")
+        return self.left
+
+
+@pytest.mark.parametrize("left", [3, 0])
+async def test_free_pages_go_back_when_there_is_nothing_else_to_do(left: int) -> None:
+    store = Reclaiming()
+    store.left = left
+    async with traces(store, "t") as (t,), writing(store, keep=1) as writer:
+        await writer.send(PruneDue("t", t.key))
+        await until_idle()
+        assert store.left == (0 if left else -1)
+
+
+# -- its end ---------------------------------------------------------------------------------------------------
+
+
+async def test_it_ends_when_every_sender_has_closed_and_not_before() -> None:
+    store = Noting()
+    ended = anyio.Event()
+    send, receive = anyio.create_memory_object_stream[WriteMessage](10)
+    second = send.clone()
+
+    async def write() -> None:
+        await StorageWriter(store, receive, anyio.CancelScope(shield=True), keep=1).run()
+        ended.set()
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(write)
+        send.close()
+        await until_idle()
+        assert not ended.is_set()
+        second.close()
+        await ended.wait()
+
+
+async def test_what_was_handed_over_is_written_whatever_is_cancelled() -> None:
+    store = Noting()
+    async with traces(store, "t") as (t,):
+        with anyio.CancelScope() as scope:
+            async with writing(store) as writer:
+                store.gate = anyio.Event()
+                for _ in range(300):
+                    writer.send_nowait(t.put())
+                await until_idle()
+                scope.cancel()
+                store.gate.set()
+        assert len(store.appended) == 300
+        assert t.told()[-1] == Durable(300, 300, 300)
+
+
+async def test_a_writer_whose_senders_leak_ends_at_its_deadline() -> None:
+    shield = anyio.CancelScope(shield=True)
+    send, receive = anyio.create_memory_object_stream[WriteMessage](10)
+    with send:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(StorageWriter(Noting(), receive, shield, keep=1).run)
+            await until_idle()
+            shield.deadline = anyio.current_time()
+
+
+async def test_a_run_that_has_gone_is_no_harm() -> None:
+    store = Noting()
+    async with traces(store, "t") as (t,), writing(store) as writer:
+        t.heard.close()
+        await writer.send(t.put())
+        await until_idle()
+        assert len(store.appended) == 1

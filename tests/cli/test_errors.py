@@ -1,0 +1,204 @@
+"""What bad input gets: the place and the remedy on stderr, an exit code, nothing on stdout, never a traceback."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+from click.testing import Result
+
+from tests.cli.desk import NODES, Desk
+from tinyllm.cli.report import users_line
+
+
+def check(result: Result, code: int, *texts: str) -> None:
+    assert result.exit_code == code, result.output
+    assert result.stdout == ""
+    assert "Traceback" not in result.stderr
+    assert "fault in tinyllm" not in result.stderr
+    for text in texts:
+        assert text in result.stderr, result.stderr
+
+
+# -- graph files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "content", [None, b"", b"\xff\xfe\x00", b"nodes: [", b"- 1", b"id: x\nnodes: []\n", b"id: x\nid: y\nnodes: []\n"]
+)
+def test_bad_graph_file(desk: Desk, content: bytes | None) -> None:
+    bad = desk.folder / "bad.yaml"
+    if content is not None:
+        bad.write_bytes(content)
+    check(desk.command("run", bad), 2, "error: ", "bad.yaml")
+    assert not desk.store.exists()
+    validated = desk.command("graph", "validate", bad)
+    assert validated.exit_code == 1
+    assert "bad.yaml" in validated.stdout
+
+
+def test_bad_graph_names_the_command_that_checks_it(desk: Desk) -> None:
+    desk.graph.write_text(desk.graph.read_text().replace("to_node: total", "to_node: totl"))
+    result = desk.command("run", desk.graph)
+    check(result, 2, "graph.yaml:9:", "totl")
+    assert shlex.split(result.stderr.splitlines()[-1]) == ["tinyllm", "graph", "validate", str(desk.graph)]
+
+
+def test_folder_as_graph(desk: Desk) -> None:
+    check(desk.command("run", desk.folder), 2, "error: ", str(desk.folder))
+
+
+def test_functions_that_do_not_import(desk: Desk) -> None:
+    (desk.folder / "nodes.py").write_text("import nothing_of_that_name\n")
+    check(desk.command("run", desk.graph), 2, "nothing_of_that_name")
+
+
+# -- arguments -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("setting", "remedy"),
+    [
+        ("lang=en", "--set 'lang=\"en\"'"),
+        ("limit", "--set limit=20"),
+        ("=3", "--set limit=20"),
+        ("x=NaN", "--set 'x=\"NaN\"'"),
+        ("it=it's", ""),
+    ],
+)
+def test_setting_that_is_not_json_shows_how_it_is_written(desk: Desk, setting: str, remedy: str) -> None:
+    result = desk.command("run", desk.graph, "--set", setting)
+    check(result, 2, remedy)
+
+
+def test_the_shown_quoting_works(desk: Desk) -> None:
+    refused = desk.command("run", desk.graph, "--set", 'text=it\'s "so"')
+    remedy = shlex.split(refused.stderr.partition("write ")[2].replace("│", " "))
+    assert desk.command("run", desk.graph, *remedy[:2]).exit_code == 0
+
+
+@pytest.mark.parametrize(("task", "text"), [("@nowhere.txt", "nowhere.txt"), ("@bytes.bin", "not UTF-8")])
+def test_unreadable_task(desk: Desk, task: str, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(desk.folder)
+    Path("bytes.bin").write_bytes(b"a\xff")
+    check(desk.command("run", desk.graph, "--task", task), 2, text)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--durability", "never"],
+        ["--kill-after", "0"],
+        ["--log-level", "LOUD"],
+        ["--id", "no/slash"],
+        ["--id", ""],
+        ["--nonsense"],
+    ],
+)
+def test_settings_out_of_range(desk: Desk, words: list[str]) -> None:
+    check(desk.command("run", desk.graph, *words), 2, words[0].strip("-") if words[0] != "--id" else "trace_id")
+
+
+def test_checkpoints_of_two_traces(desk: Desk) -> None:
+    check(desk.command("checkpoints", "a", "--trace-id", "b"), 2, "once")
+
+
+# -- traces ----------------------------------------------------------------------------------------------------
+
+
+def test_unknown_trace_gets_near_misses_and_the_store(desk: Desk) -> None:
+    desk.command("run", desk.graph, "--id", "squares-7k3mq")
+    for verb in (["resume"], ["show"], ["checkpoints"], ["fork", "--at", "1"]):
+        result = desk.command(*verb, "sqaures-7k3mq")
+        check(result, 4, str(desk.store), "did you mean squares-7k3mq?")
+        assert result.stderr.splitlines()[-1] == "  tinyllm show squares-7k3mq"
+
+
+def test_ambiguous_prefix(desk: Desk) -> None:
+    for name in ("squares-a", "squares-b"):
+        desk.command("run", desk.graph, "--id", name)
+    check(desk.command("resume", "squares"), 2, "squares-a", "squares-b")
+
+
+def test_same_id_for_another_task(desk: Desk) -> None:
+    desk.command("run", desk.graph, "--id", "demo", "--task", "2")
+    result = desk.command("run", desk.graph, "--id", "demo", "--task", "3")
+    check(result, 2, "another task", "tinyllm show demo")
+
+
+def test_node_that_raises_shows_its_place_and_how_to_go_on(desk: Desk) -> None:
+    (desk.folder / "broken").touch()
+    result = desk.command("run", desk.graph, "--task", "4", "--id", "demo", "--storage", desk.folder / "my store")
+    line = NODES.partition("raise Zero")[0].count("\n") + 1
+    check(result, 1, "in node 'work'", "  ZeroDivisionError: two is not allowed", f"nodes.py:{line} in work")
+    paste = shlex.split(result.stderr.splitlines()[-1])
+    assert paste == ["tinyllm", "resume", "demo", "--storage", str(desk.folder / "my store")]
+    (desk.folder / "broken").unlink()
+    assert desk.command(*paste[1:]).stdout == "the sum is 14\n"
+
+
+def test_node_that_raises_and_json(desk: Desk) -> None:
+    (desk.folder / "broken").touch()
+    result = desk.command("run", desk.graph, "--task", "4", "--json")
+    assert result.exit_code == 1
+    assert '"status": "failed"' in result.stdout
+    assert '"success": false' in result.stdout
+
+
+@pytest.mark.parametrize("bad", ["object()", "float('nan')", "'\\ud800'"])
+def test_node_that_returns_what_cannot_be_stored(desk: Desk, bad: str) -> None:
+    nodes = desk.folder / "nodes.py"
+    nodes.write_text(nodes.read_text().replace("return n * n", f"return [1, {bad}]"))
+    check(desk.command("run", desk.graph), 1, "in node 'work'", "value[1]")
+
+
+# -- stores ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verb", [["list"], ["show", "demo"], ["resume", "demo"], ["checkpoints"]])
+def test_store_that_is_not_there_is_not_made(desk: Desk, verb: list[str]) -> None:
+    check(desk.command(*verb, "--storage", desk.folder / "typo"), 4, "typo", "--storage")
+    assert not (desk.folder / "typo").exists()
+
+
+def test_store_that_is_a_file(desk: Desk) -> None:
+    check(desk.command("run", desk.graph, "--storage", desk.graph), 1, str(desk.graph), "not accessible")
+    check(desk.command("list", "--storage", desk.graph), 1, str(desk.graph), "not accessible")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="the superuser may write everywhere")
+def test_store_that_is_read_only(desk: Desk) -> None:
+    locked = desk.folder / "locked"
+    locked.mkdir(mode=0o500)
+    check(desk.command("run", desk.graph, "--storage", locked / "store"), 1, "locked", "not accessible")
+
+
+def test_store_below_a_file(desk: Desk) -> None:
+    check(desk.command("run", desk.graph, "--storage", desk.graph / "store"), 1, "graph.yaml", "not accessible")
+
+
+# -- bugs ------------------------------------------------------------------------------------------------------
+
+
+def test_a_bug_is_short_and_says_where_the_traceback_is(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr("tinyllm.core.builder.load_graph", broken)
+    short = desk.command("run", desk.graph)
+    assert short.exit_code == 1
+    assert "fault in tinyllm" in short.stderr
+    assert "--log-level DEBUG" in short.stderr
+    assert "Traceback" not in short.stderr
+    assert "Traceback" in desk.command("run", desk.graph, "--log-level", "DEBUG").stderr
+
+
+def test_users_line_is_the_innermost_of_their_own() -> None:
+    inner = f'  File "{os.__file__}", line 5, in join\n    return 1\n'
+    theirs = '  File "/home/me/nodes.py", line 42, in measure\n    os.path.join(1)\n'
+    outer = '  File "/home/me/outer.py", line 1, in outer\n    measure()\n'
+    assert users_line(outer + theirs + inner) == "/home/me/nodes.py:42 in measure"
+    assert users_line(inner) == f"{os.__file__}:5 in join"
+    assert users_line("nothing") is None

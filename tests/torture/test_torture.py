@@ -1,0 +1,45 @@
+"""The torture in short, and that it can fail."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.torture.victim import ROOT
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def torture(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own: it adopts the orphans of those it kills."""
+    command = [sys.executable, "-m", "tests.torture", *options]
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: Path) -> None:
+    finished = torture(tmp_path, "--kills", "6")
+
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "0 recorded activations ran again, 0 reports differ" in finished.stdout
+
+
+@pytest.mark.parametrize(
+    ("plant", "violation"),
+    [
+        ("acknowledge_before_commit", "durable"),
+        ("start_before_commit", "started although this was not durable"),
+        ("forget_an_end", "recorded, and run again"),
+    ],
+)
+def test_a_planted_bug_is_found(tmp_path: Path, plant: str, violation: str) -> None:
+    finished = torture(tmp_path, "--kills", "40", "--plant", plant)
+
+    assert finished.returncode == 1, finished.stdout + finished.stderr
+    assert "VIOLATION" in finished.stdout
+    assert violation in finished.stdout
+    assert f"--plant {plant}" in finished.stdout

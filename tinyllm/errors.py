@@ -368,7 +368,10 @@ class DatabaseCorrupt(StorageError):
     detail: str
 
     def __str__(self) -> str:
-        return f"{self.path} is corrupt ({self.detail}); rescue it with `sqlite3 {self.path} .recover`, or restore a backup"
+        return (
+            f"{self.path} is corrupt ({self.detail}); rescue it with `sqlite3 {self.path} .recover`, "
+            "or restore a backup"
+        )
 
 
 @attrs.define(eq=False)

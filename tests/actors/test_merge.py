@@ -134,7 +134,8 @@ def test_of_a_variable_only_what_its_newest_version_needs_is_kept() -> None:
         ("x", "full", b"3"),
         ("log", "append", b'"q"'),
     ]
-    assert merged.size == sum(len(row.body) for row in (*merged.messages, *merged.variables))
+    bodies = [row.body for row in merged.messages] + [row.body for row in merged.variables]
+    assert merged.size == sum(map(len, bodies))
 
 
 def test_a_failure_inside_is_told_of_the_row_itself() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.actors.graphs import BOOM, Hand, Record, output, shape
-from tinyllm.actors import plan as plan_module
+from tinyllm.actors import routes
 from tinyllm.actors.plan import Plan
 from tinyllm.errors import ConditionError, NodeError
 from tinyllm.graph.payload import Captured
@@ -151,9 +151,9 @@ def test_for_each_of_what_is_no_list_is_the_nodes_fault(value: Any) -> None:
 
 
 def test_a_fan_out_beyond_the_cap_is_refused_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan_module, "FAN_OUT_CAP", 3)
+    monkeypatch.setattr(routes, "FAN_OUT_CAP", 3)
     hand = Hand(shape("a => b"))
-    with pytest.raises(NodeError, match="more than 3 activations"):
+    with pytest.raises(NodeError, match="makes 4 activations, more than the 3 allowed"):
         hand.finish("a", [1, 2, 3, 4])
     assert hand.waiting() == {"a": 1}
     hand.finish("a", [1, 2, 3])
@@ -241,7 +241,7 @@ def test_a_resumed_plan_plans_the_same_ids() -> None:
     def run(interrupt_after: int | None) -> list[tuple[str, bytes]]:
         record, hand = Record(WIDE), Hand(WIDE)
         record.admit(hand.plan, hand.deltas[0])
-        ids = []
+        ids: list[tuple[str, bytes]] = []
         for count in itertools.count():
             if count == interrupt_after:
                 hand.plan = record.resume()

@@ -60,9 +60,11 @@ class Trace:
 @asynccontextmanager
 async def traces(store: Noting, *names: str) -> AsyncIterator[list[Trace]]:
     made = [Trace(store, name) for name in names]
-    yield made
-    for trace in made:
-        trace.close()
+    try:
+        yield made
+    finally:
+        for trace in made:
+            trace.close()
 
 
 @asynccontextmanager
@@ -121,8 +123,11 @@ async def test_a_failing_commit_is_told_to_everybody_who_waits(error: Exception)
             await writer.send(message)
         store.gate.set()
         await until_idle()
-        assert t.told() == [Refused(error)]
-        assert u.told() == [Refused(error)]
+        durable, refused = t.told()
+        assert durable == Durable(1, 1, 1)
+        assert isinstance(refused, Refused)
+        assert refused.error is error
+        assert [type(message) for message in u.told()] == [Refused]
         with pytest.raises(type(error)):
             await asked.answer.wait()
         # and it goes on
@@ -141,8 +146,10 @@ async def test_a_refused_delta_takes_with_it_what_follows_of_its_trace_and_nothi
         (trace,) = (trace for trace in store._traces.values() if trace.trace_id == "t")
         trace.epoch += 1  # another owner has it
         asked = t.release()
-        for message in (*(t.put() for _ in range(MAX_WRITES + 1)), asked, u.put()):
-            await writer.send(message)
+        for _ in range(MAX_WRITES + 1):
+            await writer.send(t.put())
+        await writer.send(asked)
+        await writer.send(u.put())
         store.gate.set()
         await until_idle()
         told = t.told()

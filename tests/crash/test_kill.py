@@ -56,7 +56,7 @@ class Case:
         """Run it until it kills itself."""
         lived = run(attrs.evolve(self.order, plant=plant and f"tests.crash.deaths:{plant}"))
         assert lived.killed, self.order.log.read_text()
-        assert not lived.timed_out, "it hangs"
+        assert not lived.hung
         return lived
 
     def resumed(self) -> Lived:
@@ -190,7 +190,8 @@ def test_killed_after_its_first_commit_a_trace_goes_on(tmp_path: Path, loop: str
 @on_both_loops
 @pytest.mark.parametrize("death", ["while_pruning", "while_returning_pages"])
 def test_killed_while_pruning_a_trace_goes_on(tmp_path: Path, loop: str, death: str) -> None:
-    case = Case(tmp_path, "chain", loop, "150", max_checkpoints_per_trace=3)
+    # In `sync` mode the writer has nothing to do between two steps, and prunes then.
+    case = Case(tmp_path, "chain", loop, "150", durability="sync", max_checkpoints_per_trace=3)
 
     case.killed(death)
     stored = case.stored()
@@ -198,7 +199,7 @@ def test_killed_while_pruning_a_trace_goes_on(tmp_path: Path, loop: str, death: 
     lived = case.resumed()
 
     assert stored is not None
-    assert stored.step > 3
+    assert 3 < stored.step < 151
     assert told(lived)[0] == stored.step
     assert not set(case.lines("start")[started:]) & set(stored.results)
     ended = case.stored()

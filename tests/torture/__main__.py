@@ -9,11 +9,8 @@ the other resumes. A violation ends the program with exit code 1, and says how t
 from __future__ import annotations
 
 import argparse
-import ctypes
-import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
@@ -21,14 +18,13 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import anyio
 import attrs
 
 from tests.torture import survey, witness
-from tests.torture.victim import Kill, Lived, Order, run
+from tests.torture.victim import Kill, Lived, Order, adopt_orphans, run, wait_for_group
 from tinyllm import SQLiteCheckpointStorage, StorageConfig
 from tinyllm.graph.payload import decode_payload
 
@@ -40,8 +36,6 @@ MOST_KILLS = 9
 """Of one trace; more would only kill a process that starts."""
 START = ("importing", "opening the store", "starting")
 """What a victim does before its first, second and third event."""
-ORPHAN_SECONDS = 10
-"""How long a worker process may outlive the process that it worked for."""
 
 
 class Violation(Exception):
@@ -134,14 +128,16 @@ class Torture:
             kill = self.draw(rng, loop, before.step) if attempt < to_kill else None
             lived = run(attrs.evolve(self.order(folder, loop), config=config, plant=self.plant), kill)
             self.bury(lived, folder / "witness")
-            if lived.timed_out and kill is None:
+            if lived.hung:
                 raise Violation("the survey hangs")
-            if lived.returncode != 0 and not lived.timed_out:
+            if lived.returncode != 0 and not lived.killed:
                 raise Violation(f"the survey ended with {lived.returncode}")
             after = anyio.run(read, folder / "store")
             lines = witness.read(folder / "witness")
             self.check(before, after, lived, lines[:seen], lines[seen:], finished)
-            before, seen, finished = after, len(lines), max(after.step, lived.highest_step("NodeFinished"))
+            before, seen = after, len(lines)
+            if lived.of("TraceStarted"):  # else what its predecessor left is still to be told
+                finished = lived.highest_step("NodeFinished")
             if lived.returncode == 0:
                 break
             self.tally.kills[phase(lived)] += 1
@@ -245,34 +241,6 @@ def phase(lived: Lived) -> str:
     return "closing" if lived.of("TraceEnded") else str(nodes[-1]) if nodes else "starting"
 
 
-def adopt_orphans() -> None:
-    """Have the worker processes of a killed victim become children of this process, which can wait for them."""
-    pr_set_child_subreaper = 36
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
-
-
-def wait_for_group(group: int) -> int:
-    """Wait until the process group has ended; returns how many processes it had."""
-
-    def too_long(_number: int, _frame: FrameType | None) -> None:
-        raise Violation(
-            f"a worker process still runs {ORPHAN_SECONDS} s after the process that it worked for was killed"
-        )
-
-    count = 0
-    signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(ORPHAN_SECONDS)
-    try:
-        while True:
-            os.waitpid(-group, 0)
-            count += 1
-    except ChildProcessError:
-        return count
-    finally:
-        signal.alarm(0)
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.torture", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=200)
@@ -294,14 +262,16 @@ def main() -> int:
             if chosen.trace is not None:
                 break
             number += 1
-    except Violation as violation:
+            if sys.stderr.isatty():
+                print(f"\r{torture.tally.kills.total()} of {chosen.kills} kills", end=" ", file=sys.stderr, flush=True)
+    except (Violation, TimeoutError) as violation:
         options = f"--durability {chosen.durability}" + (f" --plant {chosen.plant}" if plant else "")
-        print(f"VIOLATION in trace {number} after {torture.tally.kills.total()} kills: {violation}")
+        print(f"\nVIOLATION in trace {number} after {torture.tally.kills.total()} kills: {violation}")
         print(f"what is left of it: {folder / f'trace{number}'}")
         print(f"to see it again: python -m tests.torture --seed {chosen.seed} --trace {number} {options}")
         return 1
     shutil.rmtree(folder)
-    print(f"seed {chosen.seed}, {time.monotonic() - began:.0f} s, {chosen.durability} mode, asyncio and trio")
+    print(f"\nseed {chosen.seed}, {time.monotonic() - began:.0f} s, {chosen.durability} mode, asyncio and trio")
     print(torture.tally)
     return 0
 

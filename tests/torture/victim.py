@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import json
 import os
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import attrs
@@ -21,6 +23,8 @@ import attrs
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0
 """Seconds after which a victim that nobody kills is taken to hang."""
+ORPHAN_SECONDS = 10
+"""How long a worker process may outlive the process that it worked for."""
 
 
 @attrs.frozen(kw_only=True)
@@ -60,8 +64,8 @@ class Lived:
 
     pid: int
     returncode: int
-    timed_out: bool
-    """It was killed because its time was over."""
+    hung: bool
+    """Nobody wanted it dead, but it did not end."""
     seconds: float
     events: list[dict[str, Any]]
 
@@ -81,27 +85,56 @@ def run(order: Order, kill: Kill | None = None) -> Lived:
     command = [sys.executable, "-m", __name__, json.dumps(attrs.asdict(order))]
     order.log.parent.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    deadline = began + PATIENCE
+    deadline, wanted = began + PATIENCE, False
     events: list[dict[str, Any]] = []
     with (
         order.log.open("ab") as log,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, start_new_session=True) as victim,
     ):
         assert victim.stdout is not None
-        file, told, timed_out = victim.stdout.fileno(), b"", False
+        file, told, over, hung = victim.stdout.fileno(), b"", False, False
         while True:
             if kill is not None and len(events) >= kill.events:
-                deadline, kill = time.monotonic() + kill.seconds, None
-            if not timed_out and not select.select([file], [], [], max(0, deadline - time.monotonic()))[0]:
+                deadline, kill, wanted = time.monotonic() + kill.seconds, None, True
+            if not over and not select.select([file], [], [], max(0, deadline - time.monotonic()))[0]:
                 victim.kill()
-                timed_out = True
+                over, hung = True, not wanted
             data = os.read(file, 1 << 16)
             if not data:
                 break
             *lines, told = (told + data).split(b"\n")
             events += [{"at": time.monotonic() - began, **json.loads(line)} for line in lines]
         victim.wait()
-    return Lived(victim.pid, victim.returncode, timed_out, time.monotonic() - began, events)
+    return Lived(victim.pid, victim.returncode, hung, time.monotonic() - began, events)
+
+
+def adopt_orphans() -> None:
+    """Have the worker processes of a killed victim become children of this process, which can wait for them."""
+    pr_set_child_subreaper = 36
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(pr_set_child_subreaper, 1)
+
+
+def wait_for_group(group: int) -> int:
+    """Wait until the process group has ended; returns how many processes it had.
+
+    :raises TimeoutError: one of them does not end.
+    """
+
+    def too_long(_number: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"a worker process still runs {ORPHAN_SECONDS} s after the process that it worked for")
+
+    count = 0
+    signal.signal(signal.SIGALRM, too_long)
+    signal.alarm(ORPHAN_SECONDS)
+    try:
+        while True:
+            os.waitpid(-group, 0)
+            count += 1
+    except ChildProcessError:
+        return count
+    finally:
+        signal.alarm(0)
 
 
 def named(place: str) -> Any:

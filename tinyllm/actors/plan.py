@@ -14,13 +14,12 @@ import attrs
 import msgspec
 
 from tinyllm.actors.joins import NOTHING, Arrival, Joins, common_path
+from tinyllm.actors.routes import Names, Route, Router
 from tinyllm.errors import NodeError
-from tinyllm.graph.conditions import Condition, compile_condition, environment
-from tinyllm.graph.definition import END, Edge, Graph
-from tinyllm.graph.ids import activation_id
+from tinyllm.graph.definition import END, Graph
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import Captured, encode_error
-from tinyllm.graph.variables import Order, Variables, Version
+from tinyllm.graph.variables import Order, Version
 from tinyllm.nodes.call import Output
 from tinyllm.storage.contract import (
     ActivationRow,
@@ -36,9 +35,6 @@ from tinyllm.storage.contract import (
     StepRow,
     VariableRow,
 )
-
-FAN_OUT_CAP = 10_000
-"""Activations that one result may plan along one edge. Each is a row and a task; wider work belongs into batches."""
 
 _encode_order = msgspec.json.Encoder().encode
 _decode_order = msgspec.json.Decoder(Order).decode
@@ -59,18 +55,6 @@ class Activation:
     attempts: int
     born: int
     """The number of the delta that planned it; 0 when that is long durable."""
-
-
-@attrs.frozen
-class _Route:
-    """One way that a result takes: the id and fan-out index of what it causes at `node`."""
-
-    node: str
-    id: bytes
-    body: int
-    """Which of the result's bodies travels: 0 is the value itself, the others its sends."""
-    item: int | None = None
-    index: int | None = None
 
 
 class Plan:
@@ -100,7 +84,7 @@ class Plan:
         """Replaced, never changed: nodes that run hold the one they started with."""
         self._marks = Marks()
         self._messages = 0
-        self._conditions: dict[str, Condition] = {}
+        self._router = Router(graph, trace_id, generation, self.joins)
 
     # -- what is asked -----------------------------------------------------------------------------------------
 
@@ -128,11 +112,7 @@ class Plan:
         delta = _Draft(self)
         for key, body in variables.items():
             _set_full(delta, self.versions, key, body)
-        routes = [
-            _Route(node, activation_id(self.trace_id, self.generation, b"", f"entry:{node}", 0), 0)
-            for node in self.graph.entry_points
-        ]
-        self._plan(delta, "", routes, [task], path=(), depth=0)
+        self._plan(delta, "", self._router.entries(), [task], path=(), depth=0)
         self._settle(delta)
         return delta.done()
 
@@ -180,7 +160,8 @@ class Plan:
         captured = Captured(output.body)
         delta = _Draft(self)
         versions = self._set(delta, activation, output.sets)
-        routes, bodies, awaited = self._routes(activation, output, captured, versions)
+        names = Names(captured, versions, self.step + 1)
+        routes, awaited = self._router.routes(activation.node, activation.id, output, captured, names)
 
         self.versions = versions  # from here on nothing can fail any more
         del self.activations[seq]
@@ -189,6 +170,7 @@ class Plan:
         delta.node = activation.node
         delta.ended.append(seq)
         delta.steps.append(StepRow(self.step, seq, activation.node, ended_at, duration_ms, activation.attempts + 1))
+        bodies = [captured, *(Captured(body) for _, body in output.sends or ())]
         self._plan(delta, activation.node, routes, bodies, path=activation.path, depth=activation.depth + 1)
         for join in awaited:
             self._arrive(
@@ -234,85 +216,13 @@ class Plan:
             "give a node an edge whose condition always holds, or fork from a step before it",
         )
 
-    # -- routes ------------------------------------------------------------------------------------------------
-
-    def _routes(
-        self, activation: Activation, output: Output, captured: Captured, versions: Mapping[str, Version]
-    ) -> tuple[list[_Route], list[Captured], frozenset[str]]:
-        """Where a result goes, the bodies that travel, and the joins that an empty fan-out leaves waiting. Conditions
-        see the variables as the result leaves them."""
-        node = self.graph.nodes[activation.node]
-        routes: list[_Route] = []
-        awaited: frozenset[str] = frozenset()
-
-        def route(target: str, edge: str, ordinal: int, body: int = 0, **fan_out: int) -> None:
-            if ordinal >= FAN_OUT_CAP:
-                raise NodeError(
-                    node.id, f"{edge} fans out to more than {FAN_OUT_CAP} activations; send batches of items"
-                )
-            identity = activation_id(self.trace_id, self.generation, activation.id, edge, ordinal)
-            routes.append(_Route(target, identity, body, **fan_out))
-
-        if output.sends is not None or output.goto is not None:
-            named = output.goto or () if output.sends is None else tuple(target for target, _ in output.sends)
-            for target in named:
-                if target not in node.targets:
-                    declared = ", ".join(node.targets) or "none"
-                    raise NodeError(node.id, f"it names {target!r}, which is not among its targets ({declared})")
-            if output.sends is None:
-                for target in dict.fromkeys(named):
-                    route(target, f"goto:{target}", 0)
-                self._reach_end(activation, routes)
-                return routes, [captured], awaited
-            for ordinal, target in enumerate(named):
-                route(target, f"send:{target}", ordinal, ordinal + 1, index=ordinal)
-            return routes, [captured, *(Captured(body) for _, body in output.sends)], awaited
-
-        names = None
-        taken: Counter[tuple[str, str]] = Counter()
-        for edge in self.graph.outgoing[activation.node]:
-            same = taken[edge.from_node, edge.to_node]
-            taken[edge.from_node, edge.to_node] += 1
-            if edge.condition is not None:
-                if names is None:
-                    names = environment(captured.payload, Variables(versions), self.step + 1)
-                if not self._condition(edge).holds(names):
-                    continue
-            label = f"{edge.from_node}->{edge.to_node}:{same}"
-            if not edge.for_each:
-                route(edge.to_node, label, 0)
-                continue
-            items = captured.value
-            if not isinstance(items, list):
-                raise NodeError(
-                    node.id, f"the edge to {edge.to_node!r} is for_each, but the value is {_a(items)}, not a list"
-                )
-            if not items:
-                awaited |= self.joins.first_behind(edge.to_node)
-            for ordinal in range(len(items)):
-                route(edge.to_node, label, ordinal, item=ordinal, index=ordinal)
-        if not awaited:
-            self._reach_end(activation, routes)
-        return routes, [captured], awaited
-
-    def _reach_end(self, activation: Activation, routes: list[_Route]) -> None:
-        """What an exit returned goes to the end, if it goes nowhere else."""
-        if not routes and activation.node in self.graph.exit_points:
-            routes.append(_Route(END, activation_id(self.trace_id, self.generation, activation.id, END, 0), 0))
-
-    def _condition(self, edge: Edge) -> Condition:
-        assert edge.condition is not None
-        if edge.condition not in self._conditions:
-            self._conditions[edge.condition] = compile_condition(edge.condition)
-        return self._conditions[edge.condition]
-
     # -- planning ----------------------------------------------------------------------------------------------
 
     def _plan(
         self,
         delta: _Draft,
         source: str,
-        routes: Sequence[_Route],
+        routes: Sequence[Route],
         bodies: Sequence[Captured],
         *,
         path: tuple[int, ...],
@@ -475,7 +385,3 @@ def _joined(arrivals: Iterable[Arrival]) -> tuple[tuple[tuple[int, str], ...], C
     """What a fired round reads: where it came from, and the list of it."""
     brought = [(arrival.message, arrival) for arrival in arrivals if arrival.message is not None]
     return tuple((seq, a.source) for seq, a in brought), Captured(parts=tuple(a.input for _, a in brought))
-
-
-def _a(value: object) -> str:
-    return "None" if value is None else f"a {type(value).__name__}"

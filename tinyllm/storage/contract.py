@@ -445,7 +445,7 @@ class CheckpointStorage(ABC):
     @abstractmethod
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
         """The state at the newest checkpoint, or at the one of `rev`, exactly as it was then. (Of an older frontier,
-        all that is not `buffered` is `planned`, with the `attempts` and `error` of now.)
+        all that is not `buffered` is `planned`, without attempts or errors.)
 
         :raises TraceNotFound: no such trace.
         :raises CheckpointNotFound: `rev` has no checkpoint.

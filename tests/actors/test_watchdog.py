@@ -1,0 +1,64 @@
+"""The watchdog names the node that blocks the loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Iterator
+
+import anyio
+import pytest
+
+from tinyllm.actors import watchdog
+from tinyllm.actors.watchdog import Watchdog
+
+pytestmark = pytest.mark.anyio
+
+
+class Heard(logging.Handler):
+    """Counts warnings from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.first, self.second = threading.Event(), threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+        (self.second if self.first.is_set() else self.first).set()
+
+
+@pytest.fixture
+def heard(monkeypatch: pytest.MonkeyPatch) -> Iterator[Heard]:
+    monkeypatch.setattr(watchdog, "PING_SECONDS", 0.01)
+    monkeypatch.setattr(watchdog, "BLOCKED_SECONDS", 0.05)
+    handler = Heard()
+    watchdog.logger.addHandler(handler)
+    monkeypatch.setattr(watchdog.logger, "propagate", False)
+    yield handler
+    watchdog.logger.removeHandler(handler)
+
+
+def a_node_that_blocks(heard: Heard) -> None:
+    assert heard.first.wait(10)
+
+
+async def test_it_logs_the_stack_of_a_blocked_loop_once_and_when_it_is_free_again(heard: Heard) -> None:
+    async with Watchdog().watching():
+        a_node_that_blocks(heard)
+        await anyio.to_thread.run_sync(heard.second.wait, 10)
+    blocked, free = heard.texts[:2]
+    assert "the event loop is blocked" in blocked
+    assert "a_node_that_blocks" in blocked
+    assert "process: true" in blocked
+    assert "was blocked for" in free
+
+
+async def test_a_loop_that_turns_is_not_reported_and_the_thread_ends(heard: Heard) -> None:
+    async with Watchdog().watching():
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "tinyllm watchdog")
+        for _ in range(20):
+            await anyio.lowlevel.checkpoint()
+    await anyio.to_thread.run_sync(thread.join, 10)
+    assert not thread.is_alive()
+    assert heard.texts == []

@@ -1,0 +1,136 @@
+"""Where a result goes: along the edges whose condition holds, or to the targets that the node names."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any
+
+import attrs
+
+from tinyllm.actors.joins import Joins
+from tinyllm.errors import NodeError
+from tinyllm.graph.conditions import Condition, compile_condition, environment
+from tinyllm.graph.definition import END, Graph, Node
+from tinyllm.graph.ids import activation_id
+from tinyllm.graph.payload import Captured
+from tinyllm.graph.variables import Variables, Version
+from tinyllm.nodes.call import Output
+
+FAN_OUT_CAP = 10_000
+"""Activations that one result may plan along one edge. Each is a row and a task; wider work belongs into batches."""
+
+
+@attrs.frozen
+class Route:
+    """One way that a result takes: the id, and the fan-out index, of what it causes at `node`."""
+
+    node: str
+    id: bytes
+    body: int = 0
+    """Which of the result's bodies travels: 0 is the value itself, the others are its sends."""
+    item: int | None = None
+    index: int | None = None
+
+
+class Names:
+    """What conditions see of a result: its payload, the variables as it leaves them, the step it makes."""
+
+    def __init__(self, captured: Captured, versions: Mapping[str, Version], step: int) -> None:
+        self._captured = captured
+        self._versions = versions
+        self._step = step
+
+    @cached_property
+    def all(self) -> Mapping[str, Any]:
+        """Made when the first condition asks: most edges have none."""
+        return environment(self._captured.payload, Variables(self._versions), self._step)
+
+
+class Router:
+    """The routes of one trace's results, each with the id of what it causes."""
+
+    def __init__(self, graph: Graph, trace_id: str, generation: int, joins: Joins) -> None:
+        self._graph = graph
+        self._trace_id = trace_id
+        self._generation = generation
+        self._joins = joins
+        self._conditions: dict[str, Condition] = {}
+
+    def entries(self) -> list[Route]:
+        """Where the task arrives."""
+        return [Route(node, self._id(b"", f"entry:{node}", 0)) for node in self._graph.entry_points]
+
+    def routes(
+        self, node_id: str, cause: bytes, output: Output, captured: Captured, names: Names
+    ) -> tuple[list[Route], frozenset[str]]:
+        """Where the result of activation `cause` goes, and which joins an empty fan-out leaves waiting for nothing.
+
+        :raises NodeError: it names an undeclared target, or its value does not fit an edge.
+        :raises ConditionError: a condition cannot be decided.
+        """
+        node = self._graph.nodes[node_id]
+        awaited: frozenset[str] = frozenset()
+        if output.sends is not None:
+            targets = [target for target, _ in output.sends]
+            self._check_declared(node, targets)
+            self._check_width(node, len(targets), "it sends")
+            return [
+                Route(target, self._id(cause, f"send:{target}", at), at + 1, index=at)
+                for at, target in enumerate(targets)
+            ], awaited
+        if output.goto is not None:
+            self._check_declared(node, output.goto)
+            routes = [Route(target, self._id(cause, f"goto:{target}", 0)) for target in dict.fromkeys(output.goto)]
+        else:
+            routes, awaited = self._along_edges(node, cause, captured, names)
+        if not routes and not awaited and node_id in self._graph.exit_points:
+            routes = [Route(END, self._id(cause, END, 0))]  # what an exit returns goes to the end, if nowhere else
+        return routes, awaited
+
+    def _along_edges(
+        self, node: Node, cause: bytes, captured: Captured, names: Names
+    ) -> tuple[list[Route], frozenset[str]]:
+        routes: list[Route] = []
+        awaited: frozenset[str] = frozenset()
+        between: Counter[str] = Counter()
+        for edge in self._graph.outgoing[node.id]:
+            label = f"{node.id}->{edge.to_node}:{between[edge.to_node]}"
+            between[edge.to_node] += 1
+            if edge.condition is not None and not self._condition(edge.condition).holds(names.all):
+                continue
+            if not edge.for_each:
+                routes.append(Route(edge.to_node, self._id(cause, label, 0)))
+                continue
+            items = captured.value
+            if not isinstance(items, list):
+                is_a = "None" if items is None else f"a {type(items).__name__}"
+                raise NodeError(
+                    node.id, f"the edge to {edge.to_node!r} is for_each, but the value is {is_a}, not a list"
+                )
+            self._check_width(node, len(items), f"the edge to {edge.to_node!r} makes")
+            if not items:
+                awaited |= self._joins.first_behind(edge.to_node)
+            routes += [Route(edge.to_node, self._id(cause, label, at), item=at, index=at) for at in range(len(items))]
+        return routes, awaited
+
+    def _check_declared(self, node: Node, targets: list[str] | tuple[str, ...]) -> None:
+        for target in targets:
+            if target not in node.targets:
+                declared = ", ".join(node.targets) or "none"
+                raise NodeError(node.id, f"it names {target!r}, which is not among its targets ({declared})")
+
+    def _check_width(self, node: Node, width: int, what: str) -> None:
+        if width > FAN_OUT_CAP:
+            raise NodeError(
+                node.id, f"{what} {width:,} activations, more than the {FAN_OUT_CAP:,} allowed; send batches of items"
+            )
+
+    def _condition(self, source: str) -> Condition:
+        if source not in self._conditions:
+            self._conditions[source] = compile_condition(source)
+        return self._conditions[source]
+
+    def _id(self, cause: bytes, edge: str, ordinal: int) -> bytes:
+        return activation_id(self._trace_id, self._generation, cause, edge, ordinal)

@@ -171,6 +171,17 @@ class NodeError(TinyLLMError):
 
 
 @attrs.define(eq=False)
+class ExitNotReached(TinyLLMError):
+    """Nothing is left to run, and no exit was reached."""
+
+    node_id: str | None
+
+    def __str__(self) -> str:
+        last = f"{self.node_id} finished last, none of its edges was taken, and it is no exit: " if self.node_id else ""
+        return f"{last}the graph ended without reaching an exit; give that node an edge whose condition always holds"
+
+
+@attrs.define(eq=False)
 class UnguardedMain(TinyLLMError):
     """A script executes a graph with `process: true` nodes whenever it is loaded, so also in each worker process."""
 
@@ -240,7 +251,7 @@ class CheckpointNotFound(TinyLLMError):
     kept: str = ""
 
     def __str__(self) -> str:
-        kept = f"; kept: {self.kept}" if self.kept else ""
+        kept = f"; kept are {self.kept} (the others were pruned, or never made)" if self.kept else ""
         return f"trace {self.trace_id!r} has no checkpoint {self.wanted}{kept}"
 
 
@@ -260,12 +271,10 @@ class TraceMismatch(TinyLLMError):
 
     trace_id: str
     what: str
+    remedy: str
 
     def __str__(self) -> str:
-        return (
-            f"trace {self.trace_id!r} exists with another {self.what}; nothing was run. Use a new id, or resume "
-            "the trace without naming a task"
-        )
+        return f"trace {self.trace_id!r} exists with another {self.what}; nothing was run: {self.remedy}"
 
 
 @attrs.define(eq=False)

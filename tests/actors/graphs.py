@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import attrs
 
 from tinyllm.actors.plan import Activation, Plan
-from tinyllm.graph.definition import Edge, Graph, Node, Reducer
+from tinyllm.graph.definition import END, Edge, Graph, Node, Reducer
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.node import NodeFunction
 from tinyllm.graph.payload import Captured, encode_payload
@@ -122,7 +122,7 @@ class Hand:
         return self.deltas[-1]
 
     def exits(self) -> list[Any]:
-        return [captured.value for captured in self.plan.exits()]
+        return [a.input.value for a in self.plan.joins.arrived(END) if a.message is not None]
 
     def variables(self) -> dict[str, Any]:
         return dict(Variables(self.plan.versions))
@@ -173,4 +173,7 @@ class Record:
         return plan
 
     def load(self) -> Snapshot:
-        return now(self.store.load(self.trace_id))
+        snapshot = now(self.store.load(self.trace_id))
+        told, rows = snapshot.counts, (snapshot.frontier, snapshot.arrivals, snapshot.variables)
+        assert [told.frontier, told.arrivals, told.variables] == [len(found) for found in rows]
+        return snapshot

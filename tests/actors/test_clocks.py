@@ -99,17 +99,21 @@ async def test_after_a_failure_nodes_in_flight_have_a_while(seconds: float, stat
 
 
 async def test_the_while_is_counted_from_the_first_failure() -> None:
-    async def later(value: Any) -> Any:
-        await anyio.sleep(20.0)
-        raise ValueError("later")
+    def failing_after(seconds: float) -> Any:
+        async def later(value: Any) -> Any:
+            await anyio.sleep(seconds)
+            raise ValueError(f"after {seconds:g} s")
 
-    graph = shape("a -> b", "a -> c", "a -> d", functions={"a": same, "b": taking(3600.0), "c": failing, "d": later})
+        return later
+
+    works = {"a": same, "b": taking(3600.0), "c": failing_after(5.0), "d": failing_after(20.0)}
+    graph = shape("a -> b", "a -> c", "a -> d", functions=works)
     async with rig(graph) as made:
         began = anyio.current_time()
         await made.run(plan := made.admit()).run()
-        assert anyio.current_time() - began == pytest.approx(DRAIN_SECONDS)
+        assert anyio.current_time() - began == pytest.approx(5.0 + DRAIN_SECONDS)
         assert plan.error is not None
-        assert plan.error.message == "boom"
+        assert plan.error.message == "after 5 s"
 
 
 async def test_after_the_store_failed_nodes_in_flight_have_a_while() -> None:

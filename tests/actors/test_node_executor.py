@@ -362,7 +362,7 @@ async def test_processes() -> None:
         caller.run(value="object")
         assert (await caller.failure()).error.message.startswith("nodes.a: value['here']: ")
         caller.run(value="die")
-        assert (await caller.failure()).error.type == "BrokenWorkerProcess"
+        assert (await caller.failure()).error.type == "NodeError"
         caller.run(value="signals")
         assert await caller.value() == "survived"
         caller.run(7, value="endless")

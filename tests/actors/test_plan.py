@@ -11,7 +11,7 @@ import pytest
 from tests.actors.graphs import BOOM, Hand, Record, output, shape
 from tinyllm.actors import routes
 from tinyllm.actors.plan import Plan
-from tinyllm.errors import ConditionError, NodeError
+from tinyllm.errors import NodeError
 from tinyllm.graph.payload import Captured
 
 CHAIN = shape("a -> b", "b -> c")
@@ -113,16 +113,38 @@ def test_conditions_see_an_item_that_the_result_appends() -> None:
     assert hand.waiting() == {"b": 1, "c": 1}
 
 
-def test_a_condition_that_cannot_be_decided_changes_nothing() -> None:
-    graph = shape("a -> b", "a -> c if structured['missing']", variables={"log": "append"})
-    hand = Hand(graph, variables={"log": ["x"]})
+def test_what_names_an_undeclared_target_changes_nothing() -> None:
+    hand = Hand(shape("a -> b", variables={"log": "append"}), variables={"log": ["x"]})
     (activation,) = hand.live("a")
     before = (hand.plan.versions, hand.plan.step, hand.plan.number, dict(hand.plan.activations))
-    with pytest.raises(ConditionError):
-        hand.finish(activation, {}, set={"log": "lost", "other": 1})
+    with pytest.raises(NodeError):
+        hand.finish(activation, {}, set={"log": "lost", "other": 1}, goto=["nowhere"])
     assert (hand.plan.versions, hand.plan.step, hand.plan.number, dict(hand.plan.activations)) == before
-    hand.finish(activation, {"missing": False}, set={"log": "kept"})
+    hand.finish(activation, {}, set={"log": "kept"})
     assert hand.variables() == {"log": ["x", "kept"]}
+
+
+def test_a_result_whose_edges_cannot_be_decided_is_recorded_and_decided_later() -> None:
+    graph = shape("a -> b", "a -> c if structured['missing']", "b -> j", "c -> j", joins=["j"])
+    hand = Hand(graph)
+    delta = hand.finish("a", {})
+    assert [row.step for row in delta.steps] == [1]
+    assert [row.node for row in delta.activations] == ["a>"]
+    assert hand.plan.error is not None
+    assert (hand.plan.error.type, hand.plan.error.node_id) == ("ConditionError", "a")
+    assert hand.waiting() == {"a>": 1}
+    assert not hand.plan.quiescent
+
+    mended = shape("a -> b", "a -> c if not structured", "b -> j", "c -> j", joins=["j"])
+    plan = Plan(mended, hand.plan.trace_id)
+    ((seq, result),) = hand.plan.undecided.items()
+    plan.undecided[seq], plan.active["a"] = result, 1
+    plan.step, plan.number = hand.plan.step, 0
+    woken = plan.wake()
+    assert woken is not None
+    assert woken.ended == (seq,)
+    assert plan.waiting() == {"b": 1, "c": 1}
+    assert plan.error is None
 
 
 def test_for_each_makes_one_activation_per_item_in_order() -> None:
@@ -396,7 +418,7 @@ def test_waking_ends_a_trace_that_has_nothing_left_to_run() -> None:
     woken = plan.wake()
     assert woken is not None
     assert woken.status == "completed"
-    assert [captured.value for captured in plan.exits()] == ["c"]
+    assert plan.outcome() == "c"
 
 
 def test_waking_fires_a_join_that_a_changed_graph_has_set_free() -> None:

@@ -191,7 +191,7 @@ class Walk:
         plan = self.plan
         return End(
             plan.status,
-            [captured.value for captured in plan.exits()],
+            plan.outcome(),
             dict(Variables(plan.versions)),
             Counter(self.steps),
         )

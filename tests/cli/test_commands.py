@@ -76,6 +76,30 @@ def test_every_durability_ends_with_the_same_result(desk: Desk, durability: str)
     assert desk.command("resume", "demo").stdout == "the sum is 14\n"
 
 
+@pytest.mark.parametrize("where", ["call", "load"])
+def test_what_the_users_code_prints_goes_to_stderr(desk: Desk, where: str) -> None:
+    nodes = desk.folder / "nodes.py"
+    line = '    print("from a node")\n'
+    text = nodes.read_text()
+    nodes.write_text(
+        text.replace("    return list", line + "    return list") if where == "call" else text + line.strip()
+    )
+    result = desk.command("run", desk.graph, "--task", "4", "--json")
+    assert json.loads(result.stdout)["content"] == "the sum is 14"
+    assert result.stderr.splitlines().count("from a node") == 1
+    validated = desk.command("graph", "validate", desk.graph, "--json")
+    assert json.loads(validated.stdout) == []
+
+
+@pytest.mark.parametrize(("value", "out", "err"), [("None", "", "demo: the result is None\n"), ("''", "\n", "")])
+def test_a_result_without_text(desk: Desk, value: str, out: str, err: str) -> None:
+    nodes = desk.folder / "nodes.py"
+    nodes.write_text(nodes.read_text().replace("return Result(", f"return Result({value}) if True else Result("))
+    result = desk.command("run", desk.graph, "--id", "demo")
+    assert (result.exit_code, result.stdout) == (0, out)
+    assert result.stderr.partition(" after ")[2].partition("\n")[2] == err
+
+
 # -- resume ----------------------------------------------------------------------------------------------------
 
 
@@ -136,7 +160,8 @@ def test_fork_at_a_node_shares_what_was_done(done: Desk) -> None:
     before = done.witnessed()
     result = done.command("fork", "demo", "--at", "total", "--set", "base=1000", "--id", "other")
     assert (result.exit_code, result.stdout) == (0, "the sum is 1014\n")
-    assert result.stderr.splitlines()[0] == "other: a fork of demo at total"
+    assert result.stderr.splitlines()[0] == "other: forked from demo at total; 5 steps shared, 1 to run"
+    assert "resumed" not in result.stderr
     assert done.witnessed() == before
     assert done.command("resume", "demo").stdout == "the sum is 14\n"
 
@@ -148,10 +173,36 @@ def test_fork_at_a_step_runs_what_came_after(done: Desk) -> None:
     assert sorted(done.witnessed()[len(before) :]) == [0, 1, 2, 3]
 
 
+def test_fork_again_under_the_same_id_goes_on_with_it(done: Desk) -> None:
+    words = ("fork", "demo", "--at", "1", "--id", "other")
+    (done.folder / "broken").touch()
+    assert done.command(*words).exit_code == 1
+    (done.folder / "broken").unlink()
+    result = done.command(*words)
+    assert (result.exit_code, result.stdout) == (0, "the sum is 14\n")
+    assert result.stderr.startswith("resumed other: kept ")
+
+
+def test_fork_of_a_changed_graph_is_refused_with_the_fork_that_accepts_it(done: Desk) -> None:
+    done.graph.write_text(
+        done.graph.read_text().replace(
+            "  - {from_node: work,", "  - {from_node: plan, to_node: total}\n  - {from_node: work,"
+        )
+    )
+    refused = done.command("fork", "demo", "--at", "total", "--set", "base=1", "--id", "other")
+    assert refused.exit_code == 2
+    assert refused.stderr.startswith("error: ")
+    paste = shlex.split(refused.stderr.splitlines()[-1])
+    words = ["fork", "demo", "--at", "total", "--set", "base=1", "--id", "other", "--accept-graph-change"]
+    assert paste == ["tinyllm", *words]
+    assert done.command(*words).stdout == "the sum is 15\n"
+
+
 @pytest.mark.parametrize("at", ["99", "nowhere"])
 def test_fork_where_nothing_is_kept_is_not_found(done: Desk, at: str) -> None:
     result = done.command("fork", "demo", "--at", at)
     assert result.exit_code == 4
+    assert result.stderr.startswith("error: ")
     assert result.stderr.splitlines()[-1] == "  tinyllm checkpoints demo"
 
 
@@ -240,7 +291,7 @@ def test_validate_lists_every_fault_of_every_file(desk: Desk) -> None:
     bad = desk.folder / "bad.yaml"
     bad.write_text(desk.graph.read_text().replace("to_node: total", "to_node: totl").replace("join: all", "joiin: all"))
     result = desk.command("graph", "validate", desk.graph, bad)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "is valid" in result.stdout
     assert "totl" in result.stdout
     assert "joiin" in result.stdout

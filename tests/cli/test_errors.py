@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def test_bad_graph_file(desk: Desk, content: bytes | None) -> None:
     check(desk.command("run", bad), 2, "error: ", "bad.yaml")
     assert not desk.store.exists()
     validated = desk.command("graph", "validate", bad)
-    assert validated.exit_code == 1
+    assert validated.exit_code == 2
     assert "bad.yaml" in validated.stdout
 
 
@@ -101,6 +102,12 @@ def test_settings_out_of_range(desk: Desk, words: list[str]) -> None:
     check(desk.command("run", desk.graph, *words), 2, words[0].strip("-") if words[0] != "--id" else "trace_id")
 
 
+@pytest.mark.parametrize("at", ["-1", "+1", "1.5", "", "$end"])
+def test_place_to_fork_at_that_can_be_none(desk: Desk, at: str) -> None:
+    desk.command("run", desk.graph, "--id", "demo")
+    check(desk.command("fork", "demo", "--at", at), 2, "neither a node's id nor a step")
+
+
 def test_checkpoints_of_two_traces(desk: Desk) -> None:
     check(desk.command("checkpoints", "a", "--trace-id", "b"), 2, "once")
 
@@ -137,6 +144,42 @@ def test_node_that_raises_shows_its_place_and_how_to_go_on(desk: Desk) -> None:
     assert paste == ["tinyllm", "resume", "demo", "--storage", str(desk.folder / "my store")]
     (desk.folder / "broken").unlink()
     assert desk.command(*paste[1:]).stdout == "the sum is 14\n"
+
+
+def test_many_failures_are_told_once_and_counted(desk: Desk) -> None:
+    nodes = desk.folder / "nodes.py"
+    nodes.write_text(nodes.read_text().replace("return n * n", "await anyio.sleep(0.01 * n)\n    return 1 // 0"))
+    result = desk.command("run", desk.graph, "--task", "4", "--id", "demo")
+    check(result, 1)
+    assert result.stderr.count("letting what is running finish") == 1
+    assert re.search(r"^demo: failed at step 1 after .*, 2 failures$", result.stderr, re.MULTILINE)
+
+
+def test_condition_that_fails_offers_to_decide_again_or_to_run_the_node_again(desk: Desk) -> None:
+    desk.graph.write_text(
+        desk.graph.read_text().replace("to_node: total}", 'to_node: total, condition: "misspelt > 1"}')
+    )
+    result = desk.command("run", desk.graph, "--task", "1", "--id", "demo")
+    check(result, 1, "misspelt")
+    commands = [line.strip() for line in result.stderr.splitlines()[-2:]]
+    assert commands == ["tinyllm resume demo", "tinyllm fork demo --at work"]
+    assert desk.command("show", "demo").stdout.splitlines()[-2:] == [f"  {command}" for command in commands]
+    desk.graph.write_text(desk.graph.read_text().replace("misspelt > 1", "structured == 0"))
+    assert desk.command("resume", "demo").stdout == "the sum is 0\n"
+    assert desk.witnessed() == [0]
+    assert desk.command("fork", "demo", "--at", "work").stdout == "the sum is 0\n"
+    assert desk.witnessed() == [0, 0]
+
+
+def test_graph_that_ends_before_an_exit_offers_a_fork_before_its_last_node(desk: Desk) -> None:
+    whole = desk.graph.read_text()
+    desk.graph.write_text(whole.replace("to_node: total}", 'to_node: total, condition: "structured > 99"}'))
+    result = desk.command("run", desk.graph, "--task", "1", "--id", "demo")
+    check(result, 1, "without reaching an exit", "mend the graph")
+    assert result.stderr.splitlines()[-1] == "  tinyllm fork demo --at work"
+    assert desk.command("show", "demo").stdout.splitlines()[-1] == "  tinyllm fork demo --at work"
+    desk.graph.write_text(whole)
+    assert desk.command("fork", "demo", "--at", "work").stdout == "the sum is 0\n"
 
 
 def test_node_that_raises_and_json(desk: Desk) -> None:

@@ -102,7 +102,7 @@ def test_time_left_is_what_is_planned_at_the_pace_of_late() -> None:
     for step in range(1, 21):  # two a second
         events += [(step / 2, finished("parse", step)), (step / 2, started)]
     progress = after(*events)
-    assert progress.nodes["parse"].pace.per_second(10) == pytest.approx(2)
+    assert progress.nodes["parse"].per_second(10) == pytest.approx(2)
     assert progress.nodes["parse"].left(10) == pytest.approx(40)
     left = progress.left(10)
     assert left is not None
@@ -114,10 +114,27 @@ def test_time_left_is_what_is_planned_at_the_pace_of_late() -> None:
 def test_time_left_is_about_all_once_every_node_was_reached() -> None:
     progress = Progress(["list"])
     progress.apply(FRESH, 0)
-    progress.apply(Planned("demo", "list", 1), 0)
-    progress.apply(NodeStarted("demo", "list"), 0)
-    progress.apply(finished("list", 1), 2)
-    assert progress.sentence(2) == "1 done, 0 running, 1 waiting, 1 not durable yet, 30/min, about 2.0 s left"
+    progress.apply(Planned("demo", "list", 2), 0)
+    for step in (1, 2):
+        progress.apply(NodeStarted("demo", "list"), 2 * step - 2)
+        progress.apply(finished("list", step), 2 * step)
+    assert progress.sentence(4) == "2 done, 1 to go, 2 not durable yet, 30/min, about 2.0 s left"
+
+
+def test_the_first_round_is_left_out_of_an_estimate() -> None:
+    """Two at once, whose workers take 9 seconds to start, then one second each."""
+    progress = Progress(["list"])
+    progress.apply(TraceStarted("demo", False, 0, 0, 0, (), {"list": 10}), 0)
+    for _ in range(2):
+        progress.apply(NodeStarted("demo", "list"), 0)
+    left = []
+    for step in range(1, 8):
+        at = 10 + (step - 1) // 2
+        progress.apply(finished("list", step), at)
+        progress.apply(NodeStarted("demo", "list"), at)
+        left.append(progress.left(at))
+    assert left[:3] == [None] * 3
+    assert [each and each[0] for each in left[3::2]] == [pytest.approx(3), pytest.approx(2)]
 
 
 def test_nothing_is_estimated_from_nothing() -> None:
@@ -142,8 +159,10 @@ def test_time_without_work_does_not_slow_a_node() -> None:
         (20, Planned("demo", "list", 3)),
         (20, NodeStarted("demo", "list")),
         (21, finished("list", 2)),
+        (21, NodeStarted("demo", "list")),
+        (22, finished("list", 3)),
     )
-    assert progress.nodes["list"].pace.per_second(21) == pytest.approx(1)
+    assert progress.nodes["list"].per_second(22) == pytest.approx(1)
 
 
 # -- plain lines -----------------------------------------------------------------------------------------------
@@ -151,7 +170,7 @@ def test_time_without_work_does_not_slow_a_node() -> None:
 
 def test_plain_view_is_sparse_and_grows_sparser(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    view = PlainView(Progress(["list", "parse"]), clock)
+    view = PlainView(Progress(["list", "parse"]), clock=clock)
     view.event(FRESH)
     view.event(Planned("demo", "parse", 10_000))
     for step in range(1, 10_001):  # 1,000 seconds, ten steps in each
@@ -167,7 +186,7 @@ def test_plain_view_is_sparse_and_grows_sparser(capsys: pytest.CaptureFixture[st
 
 def test_plain_view_says_nothing_where_nothing_moves(capsys: pytest.CaptureFixture[str]) -> None:
     clock = Clock()
-    view = PlainView(Progress(["list"]), clock)
+    view = PlainView(Progress(["list"]), clock=clock)
     view.event(FRESH)
     clock.now += 3600
     view.close()
@@ -191,6 +210,14 @@ def test_plain_view_says_nothing_where_nothing_moves(capsys: pytest.CaptureFixtu
 )
 def test_opening_says_what_a_resume_costs(event: TraceStarted, lines: list[str]) -> None:
     assert opening(event) == lines
+
+
+def test_opening_of_a_fork_says_what_is_shared() -> None:
+    event = TraceStarted("other", True, 5, 0, 0, ("node parse: code",), {"parse": 2, "rank": 1, "$end": 1})
+    assert opening(event, "demo at step 5") == [
+        "other: forked from demo at step 5; 5 steps shared, 3 to run",
+        "  changed: node parse: code",
+    ]
 
 
 # -- the live table --------------------------------------------------------------------------------------------

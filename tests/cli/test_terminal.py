@@ -64,6 +64,15 @@ def test_live_view_is_drawn_and_taken_away_again(desk: Desk) -> None:
     assert max(map(len, lines)) < 80
 
 
+@pytest.mark.parametrize("term", ["xterm", "dumb"])
+def test_what_a_node_prints_is_seen_but_is_no_result(desk: Desk, term: str) -> None:
+    nodes = desk.folder / "nodes.py"
+    nodes.write_text(nodes.read_text().replace("    return list", '    print("from a node")\n    return list'))
+    code, out, drawn = on_terminal(desk, "run", str(desk.graph), "--task", "4", term=term)
+    assert (code, out) == (0, "the sum is 14\n")
+    assert drawn.count("from a node") == 1
+
+
 def test_dumb_terminal_gets_plain_lines(desk: Desk) -> None:
     code, out, drawn = on_terminal(desk, "run", str(desk.graph), "--task", "4", "--id", "demo", term="dumb")
     assert (code, out) == (0, "the sum is 14\n")

@@ -296,7 +296,8 @@ async def test_a_graph_that_ends_without_an_exit_is_an_execution_error() -> None
     async with Executor(graph, DEBUG) as executor:
         with pytest.raises(ExecutionError, match="without reaching an exit") as caught:
             await executor.execute(2)
-        assert caught.value.node_id is None
+        assert caught.value.node_id == "echo"
+        assert not caught.value.resumable
         assert (await executor.execute(1)).value == 1
 
 

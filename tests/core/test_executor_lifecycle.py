@@ -415,7 +415,8 @@ async def test_cancelled_at_any_turn_an_executor_leaves_nothing_behind(tmp_path:
 
 async def test_a_call_cancelled_at_any_turn_can_be_made_again_in_the_same_executor() -> None:
     """Above all while it is being admitted: the trace must not stay ours, with nobody to run it."""
-    async with Executor(chain(in_loop, in_loop), DEBUG, Noting()) as executor:
+    store = Noting()
+    async with Executor(chain(in_loop, in_loop), DEBUG, store) as executor:
         for turns in range(40):
             with anyio.CancelScope() as scope:
                 async with anyio.create_task_group() as tasks:
@@ -427,6 +428,8 @@ async def test_a_call_cancelled_at_any_turn_can_be_made_again_in_the_same_execut
 
                     tasks.start_soon(cancel)
                     await executor.execute("task", trace_id=f"t{turns}")
+            record = await store.trace(f"t{turns}")
+            assert record is None or record.owner is None
             assert (await executor.execute("task", trace_id=f"t{turns}")).status == "completed"
 
 

@@ -21,6 +21,7 @@ from tinyllm import (
     GraphChanged,
     InMemoryCheckpointStorage,
     NodeMissing,
+    Result,
     TaskResponse,
     TraceExists,
     TraceMismatch,
@@ -296,7 +297,10 @@ async def test_a_fork_at_a_node_runs_it_and_what_follows_and_nothing_before(
         assert forked.nodes_executed == first.nodes_executed
         ids = {key for name, key, _ in work.keys if name in ("rank", "write")}
         assert len(ids) == 4, "a fork's activations have keys of their own"
-        assert (await executor.execute("task", trace_id="t")).value == first.value
+        assert (await executor.execute("task", trace_id="t", variables={"order": "up"})).value == first.value
+        for other in ({"order": "down"}, None):
+            with pytest.raises(TraceMismatch, match="initial variables"):
+                await executor.execute("task", trace_id="t", variables=other)
         assert await finished(store, "f") == await finished(store, "t")
         record = await store.trace("f")
         assert record is not None
@@ -310,7 +314,7 @@ async def test_a_fork_at_a_step_runs_what_came_after_it(store: InMemoryCheckpoin
         assert (await executor.fork("t", at=2)).value == ["up", [10, 20, 30]]
         assert work.take_calls() == {"measure": 2, "rank": 1, "write": 1}
         forked = await executor.fork("t", at=0, set={"order": "down", "new": 1})
-        assert forked.trace_id.startswith("t-")
+        assert forked.trace_id.startswith("g-")
         assert work.take_calls() == {"files": 1, "measure": 3, "rank": 1, "write": 1}
 
 
@@ -337,6 +341,10 @@ async def test_the_same_fork_again_is_the_same_trace(store: InMemoryCheckpointSt
         assert work.take_calls() == {"c": 1}
         assert (await executor.fork("t", at="b", new_trace_id="f")).status == "completed"
         assert work.take_calls() == {}
+        with pytest.raises(TraceMismatch, match="point to fork from"):
+            await executor.fork("t", at="c", new_trace_id="f")
+        with pytest.raises(TraceMismatch, match="set of variables"):
+            await executor.fork("t", at="b", set={"k": 1}, new_trace_id="f")
         await executor.execute("task", trace_id="u")
         with pytest.raises(TraceExists):
             await executor.fork("t", at="b", new_trace_id="u")
@@ -347,7 +355,7 @@ async def test_the_same_fork_again_is_the_same_trace(store: InMemoryCheckpointSt
 async def test_a_fork_from_what_is_not_kept_names_what_is(store: InMemoryCheckpointStorage, work: Work) -> None:
     async with Executor(work.chain(), DEBUG, store) as executor:
         await executor.execute("task", trace_id="t")
-        with pytest.raises(CheckpointNotFound, match="at step 9; kept: steps 0-3"):
+        with pytest.raises(CheckpointNotFound, match="at step 9; kept are steps 0-3"):
             await executor.fork("t", at=9)
         with pytest.raises(CheckpointNotFound, match="'nowhere'"):
             await executor.fork("t", at="nowhere")
@@ -468,6 +476,29 @@ async def test_a_node_version_that_changed_is_refused(store: InMemoryCheckpointS
     async with Executor(graph("2"), DEBUG, store) as executor:
         with pytest.raises(GraphChanged, match="version of b: 1 -> 2"):
             await executor.resume_from_checkpoint("t")
+
+
+@pytest.mark.parametrize("each_node", [True, False])
+async def test_a_result_whose_edges_could_not_be_decided_is_kept_and_not_made_again(
+    each_node: bool, store: InMemoryCheckpointStorage, work: Work
+) -> None:
+    def graph(condition: str) -> Graph:
+        builder = GraphBuilder("g", variables={"log": "append"})
+        builder.node(work.node("a", lambda value, context: Result({"n": 1}, set={"log": "a was here"})))
+        builder.node(work.node("b", lambda value, context: [value["n"], context.variables["log"]]))
+        return builder.node(work.node("c")).edge("a", "b", when=condition).edge("a", "c", when="False").build()
+
+    config = ExecutorConfig(checkpoint_after_each_node=each_node, debug_mutation=True)
+    async with Executor(graph("structured['missing'] == 1"), config, store) as executor:
+        with pytest.raises(ExecutionError, match="missing") as caught:
+            await executor.execute("task", trace_id="t")
+        assert (caught.value.node_id, caught.value.step) == ("a", 1)
+        with pytest.raises(ExecutionError, match="missing"):
+            await executor.resume_from_checkpoint("t")
+    async with Executor(graph("structured['n'] == 1"), config, store) as executor:
+        response = await executor.resume_from_checkpoint("t")
+    assert response.value == [1, ["a was here"]]
+    assert work.calls == {"a": 1, "b": 1}
 
 
 # -- what a resume says ----------------------------------------------------------------------------------------

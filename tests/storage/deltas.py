@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -56,6 +57,8 @@ class Writer:
         self.live: dict[int, ActivationRow] = {}
         self.rounds: dict[str, int] = {}
         """The open round of each join."""
+        self.arrived: Counter[int] = Counter()
+        """By live round, how many arrivals it has."""
         self.bases: dict[str, int] = {}
         self.history = 0
 
@@ -101,6 +104,7 @@ class Writer:
             for at, row in enumerate(snapshot.arrivals, 1)
         ]
         child.live = {row.seq: row for row in rows}
+        child.arrived.update(row.activation for row in arrivals)
         child.rounds = {row.node: row.seq for row in rows if row.state == "buffered"}
         child.marks = attrs.evolve(
             marks, activation=marks.activation + len(rows), arrival=marks.arrival + len(arrivals)
@@ -165,6 +169,7 @@ class Writer:
             arrivals.append(
                 ArrivalRow(arrival, self.rounds[name], given, identity(self.trace_id, -arrival), path, depth)
             )
+        self.arrived.update(row.activation for row in arrivals)
         self.live |= {row.seq: row for row in rows}
         for name in fire:
             seq = self.rounds.pop(name)
@@ -191,7 +196,7 @@ class Writer:
                     variables.append(VariableRow(variable, key, "deleted", variable, b""))
         steps: list[StepRow] = []
         if end is not None:
-            del self.live[end]
+            del self.live[end], self.arrived[end]
             self.step += 1
             steps.append(StepRow(self.step, end, node or "", 1000.0 + self.step, 1.5, 1 + end % 2))
         self.marks = Marks(message or self.marks.message, activation, arrival, variable)
@@ -204,7 +209,7 @@ class Writer:
             status=status,
             node=node,
             marks=self.marks,
-            counts=Counts(self.history, len(self.live), len(self.bases)),
+            counts=Counts(self.history, len(self.live), self.arrived.total(), len(self.bases)),
             messages=tuple(messages),
             activations=tuple(rows),
             arrivals=tuple(arrivals),

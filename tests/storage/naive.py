@@ -196,6 +196,7 @@ class NaiveTrace:
         snapshot = await storage.load(self.trace_id, state.rev)
         assert (snapshot.rev, snapshot.step, snapshot.status) == (state.rev, state.step, state.status)
         assert (snapshot.marks, snapshot.counts) == (state.marks, state.counts)
+        assert snapshot.counts.arrivals == len(state.arrivals)
         assert snapshot.arrivals == state.arrivals
         assert {seq: (row.node, row.body) for seq, row in snapshot.messages.items()} == state.messages
         assert dict(snapshot.variables) == state.variables

@@ -100,7 +100,7 @@ async def test_prune_keeps_the_first_the_newest_and_those_forked_from(storage: C
     assert await kept(storage) == [9, 8, 3, 0]
     assert {rev: content(await storage.load("t", rev)) for rev in (0, 3, 8, 9)} == before
     assert await commit_one(storage, Prune(writer.key, 2)) == Pruned(0)
-    with pytest.raises(CheckpointNotFound, match=r"kept: steps 0, 3, 8-9"):
+    with pytest.raises(CheckpointNotFound, match=r"kept are steps 0, 3, 8-9"):
         await storage.load("t", 5)
 
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import attrs
 import pytest
 
 from tests.storage.backends import CLOCKS, admit, backend_of, commit_one, found, ids, run_steps
 from tinyllm.storage.contract import CheckpointStorage, Owner, Release
+from tinyllm.storage.owners import alive, this_process
 
 pytestmark = pytest.mark.anyio
+linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc")
 
 
 async def test_each_renewal_raises_the_beat_by_one(storage: CheckpointStorage, owner: Owner) -> None:
@@ -48,6 +52,28 @@ async def test_a_trace_is_interrupted_when_its_owner_retires(storage: Checkpoint
     assert (record.status, record.owner, record.owner_alive) == ("interrupted", None, False)
     assert await ids(storage, status="interrupted") == ["t"]
     storage.retire(owner)
+
+
+@linux
+async def test_an_owner_lives_from_its_first_renewal_until_it_retires(storage: CheckpointStorage) -> None:
+    """Not as long as its process: else that would be locked out of its own traces where a lease cannot be removed."""
+    this = this_process()
+    assert alive(this) is False
+    storage.renew(this)
+    storage.renew(this)
+    assert alive(this) is True
+    storage.retire(this)
+    assert alive(this) is False
+
+
+@linux
+async def test_no_owner_outlives_the_store_that_kept_it(storage: CheckpointStorage) -> None:
+    this, other = this_process(), this_process()
+    storage.renew(this)
+    storage.renew(other)
+    await storage.close()
+    assert alive(this) is False
+    assert alive(other) is False
 
 
 async def test_a_dead_owner_leaves_its_trace_interrupted(storage: CheckpointStorage, owner: Owner) -> None:

@@ -164,7 +164,7 @@ async def test_load_of_a_rev_that_was_never_made_says_what_is_kept(storage: Chec
     writer = await admit(storage)
     await run_steps(storage, writer, 2)
     for rev in (-1, 3, 1 << 40):
-        with pytest.raises(CheckpointNotFound, match=rf"'t' has no checkpoint at rev {rev}; kept: steps 0-2"):
+        with pytest.raises(CheckpointNotFound, match=rf"'t' has no checkpoint at rev {rev}; kept are steps 0-2"):
             await storage.load("t", rev)
 
 
@@ -285,7 +285,7 @@ async def test_a_checkpoint_is_found_by_step(storage: CheckpointStorage) -> None
     assert [(await storage.find_checkpoint("t", step=step)).rev for step in range(6)] == [0, 1, 2, 4, 5, 6]
     await commit_one(storage, Prune(writer.key, 2))
     for step in (1, 3, 6):
-        with pytest.raises(CheckpointNotFound, match=rf"no checkpoint at step {step}; kept: steps 0, 4-5"):
+        with pytest.raises(CheckpointNotFound, match=rf"no checkpoint at step {step}; kept are steps 0, 4-5"):
             await storage.find_checkpoint("t", step=step)
     child = await fork(storage, writer, 6)
     assert (await storage.find_checkpoint("child", step=5)).id == f"child@{child.rev}"
@@ -307,7 +307,7 @@ async def test_a_checkpoint_is_found_by_the_node_that_was_waiting(storage: Check
     assert (await storage.find_checkpoint("t", node="a")).rev == 6
     await commit_one(storage, Prune(writer.key, 3))
     assert (await storage.find_checkpoint("t", node="join")).rev == 5
-    with pytest.raises(CheckpointNotFound, match=r"'rank' was waiting to run; kept: steps 0, 3-5"):
+    with pytest.raises(CheckpointNotFound, match=r"'rank' was waiting to run; kept are steps 0, 3-5"):
         await storage.find_checkpoint("t", node="rank")
     with pytest.raises(CheckpointNotFound, match="nowhere"):
         await storage.find_checkpoint("t", node="nowhere")

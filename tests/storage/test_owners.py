@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,41 @@ import pytest
 
 from tinyllm.storage import owners
 from tinyllm.storage.contract import Owner
-from tinyllm.storage.owners import alive, this_process
+from tinyllm.storage.owners import alive, boottime, keep, let_go, this_process
 
 linux = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="asks /proc")
 
 _WAIT = "import sys; print(flush=True); sys.stdin.read()"
 
 
+def kept() -> Owner:
+    """An owner that lives in this process."""
+    owner = this_process()
+    keep(owner.id)
+    return owner
+
+
 def test_this_process_lives() -> None:
-    assert alive(this_process()) in (True, None)
+    assert alive(kept()) in (True, None)
+
+
+@linux
+def test_an_owner_of_this_process_lives_as_long_as_it_is_kept() -> None:
+    owner, other = this_process(), kept()
+    assert alive(owner) is False
+    keep(owner.id)
+    keep(owner.id)
+    assert alive(owner) is True
+    let_go(owner.id)
+    let_go(owner.id)
+    assert alive(owner) is False
+    assert alive(other) is True
+
+
+def test_boottime_goes_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert boottime() <= boottime()
+    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    assert boottime() <= time.monotonic()
 
 
 def test_each_owner_is_another() -> None:
@@ -31,8 +58,9 @@ def test_each_owner_is_another() -> None:
 
 @linux
 def test_this_process_is_told_from_one_before_it_with_its_id() -> None:
-    assert alive(this_process()) is True
-    assert alive(attrs.evolve(this_process(), started="1")) is False
+    owner = kept()
+    assert alive(owner) is True
+    assert alive(attrs.evolve(owner, started="1")) is False
 
 
 @linux
@@ -62,7 +90,7 @@ def test_a_killed_process_is_dead_before_its_parent_looks() -> None:
     ],
 )
 def test_others_are_judged_only_from_where_they_can_be_seen(changed: dict[str, Any], judged: bool | None) -> None:
-    assert alive(attrs.evolve(this_process(), **changed)) is judged
+    assert alive(attrs.evolve(kept(), **changed)) is judged
 
 
 @pytest.fixture
@@ -74,7 +102,7 @@ def no_proc(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_without_proc_only_a_missing_process_is_known_to_be_dead(no_proc: None) -> None:
-    assert alive(this_process()) is None
+    assert alive(kept()) is None
     with subprocess.Popen([sys.executable, "-c", "pass"]) as child:
         child.wait()
     assert alive(attrs.evolve(this_process(), pid=child.pid)) is False
@@ -82,7 +110,7 @@ def test_without_proc_only_a_missing_process_is_known_to_be_dead(no_proc: None) 
 
 @linux
 def test_a_process_that_hides_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
-    this: Owner = this_process()
+    this = kept()
     monkeypatch.setattr(owners, "_stat", lambda _: None)
     assert alive(this) is None
 
@@ -93,4 +121,4 @@ def test_a_process_of_another_user_is_not_taken_for_dead(monkeypatch: pytest.Mon
         raise PermissionError
 
     monkeypatch.setattr(os, "kill", refuse)
-    assert alive(this_process()) is True
+    assert alive(kept()) is True

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import anyio
@@ -13,7 +17,7 @@ import pytest
 import trio
 
 from tests.storage.deltas import Writer
-from tinyllm.errors import OwnershipLost, StorageError, StoragePathError, TraceExists, ValueNotStorable
+from tinyllm.errors import OwnershipLost, StorageError, StorageNotOpen, StoragePathError, TraceExists, ValueNotStorable
 from tinyllm.storage import caps
 from tinyllm.storage.contract import (
     Admitted,
@@ -24,7 +28,7 @@ from tinyllm.storage.contract import (
     Release,
 )
 from tinyllm.storage.owners import this_process
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, owned, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
 from tinyllm.storage.sqlite.library import sqlite3
 
 pytestmark = pytest.mark.anyio
@@ -110,8 +114,7 @@ async def test_a_gap_loses_what_follows_it(storage: SQLiteCheckpointStorage, wri
 async def test_what_is_too_big_is_refused_with_what_builds_on_it(
     storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (caps, write):
-        monkeypatch.setattr(module, "MESSAGE_CAP", 100)
+    monkeypatch.setattr(caps, "MESSAGE_CAP", 100)
     fits, big, after = (writer.append(body=b"x" * size) for size in (100, 101, 1))
     other = Writer("other")
     outcomes = await storage.commit(
@@ -193,6 +196,64 @@ async def test_a_commit_that_failed_and_is_not_there(failing: Failing) -> None:
     assert await failing.commit([delta]) == [Appended(1)]
 
 
+async def test_a_commit_that_is_there_but_cannot_be_made_durable_raises(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it is there is decided by committing it again."""
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.01)
+    writer = Writer("t")
+    writer.admitted((await failing.commit([writer.admit()]))[0])
+    delta = writer.append(end=1, plan=["b"])
+    with closing(sqlite3.connect(failing._path, isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT * FROM traces").fetchall()  # what it sees must not be overwritten
+        failing.durable = True
+        with pytest.raises(StoragePathError, match=r"the disk failed \(disk I/O error\)"):
+            await failing.commit([delta])
+    assert await failing.commit([delta]) == [Appended(1)]
+    assert len(await failing.messages("t")) == 2
+    assert await failing.commit([writer.append(end=2)]) == [Appended(2)]
+
+
+_LOCKS = """
+import fcntl, sys
+with open(sys.argv[1], "r+b") as file:
+    fcntl.lockf(file, fcntl.LOCK_EX, 1, int(sys.argv[2]))
+    print(flush=True)
+    sys.stdin.read()
+"""
+_WAL_CHECKPOINT_LOCK = 121
+"""The byte of the -shm file that locks out a second checkpoint (SQLite's file format, "WAL-index locking")."""
+
+
+async def test_making_a_commit_durable_waits_for_anothers_checkpoint(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SQLite does not, whatever its busy time-out."""
+    writer = Writer("t")
+    writer.admitted((await failing.commit([writer.admit()]))[0])
+    index = f"{failing._path}-shm"
+    if not os.path.exists(index):
+        pytest.skip("this SQLite is not trusted with a WAL")
+    command = [sys.executable, "-c", _LOCKS, index, str(_WAL_CHECKPOINT_LOCK)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdin
+        assert other.stdout
+        other.stdout.readline()
+        pauses: list[float] = []
+
+        def go_on(seconds: float) -> None:
+            pauses.append(seconds)
+            other.communicate()
+
+        monkeypatch.setattr(store, "sleep", go_on)
+        failing.durable = True
+        assert await failing.commit([writer.append(end=1, plan=["b"])]) == [Appended(1)]
+    assert len(pauses) == 1
+    assert (await failing.load("t")).rev == 1
+
+
 async def test_what_fails_inside_the_transaction_is_rolled_back(
     storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +262,7 @@ async def test_what_fails_inside_the_transaction_is_rolled_back(
 
     delta = writer.append(end=1)
     with monkeypatch.context() as patch:
-        patch.setattr(owned, "boottime", lambda: float("inf"))
+        patch.setattr(store, "boottime", lambda: float("inf"))
         patch.setattr(write.Writing, "renew", fail)
         with pytest.raises(StorageError, match="no"):
             await storage.commit([delta])
@@ -271,6 +332,38 @@ async def test_closing_waits_for_the_commit_that_was_begun(tmp_path: Path) -> No
     await storage.close()
 
 
+async def test_a_read_behind_the_closing_is_refused_and_opens_nothing_again(
+    storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    close_reading = storage._close_reading
+
+    def slowly() -> None:
+        begun.set()
+        go_on.wait()
+        close_reading()
+
+    monkeypatch.setattr(storage, "_close_reading", slowly)
+    refused = []
+
+    async def read() -> None:
+        with pytest.raises(StorageNotOpen) as caught:
+            await storage.trace("t")
+        refused.append(caught.value)
+
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(storage.close)
+        await anyio.wait_all_tasks_blocked()
+        begun.wait()
+        tasks.start_soon(read)
+        await anyio.wait_all_tasks_blocked()
+        go_on.set()
+    assert len(refused) == 1
+    assert storage._reading is None
+    await storage.initialize()
+    assert (await storage.load("t")).rev == 0
+
+
 def test_one_store_serves_a_second_event_loop(tmp_path: Path) -> None:
     storage = SQLiteCheckpointStorage(tmp_path)
     writer = Writer("t")
@@ -295,7 +388,7 @@ async def test_commits_renew_the_lease_but_not_each(
     storage: SQLiteCheckpointStorage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [100.0]
-    monkeypatch.setattr(owned, "boottime", lambda: now[0])
+    monkeypatch.setattr(store, "boottime", lambda: now[0])
     owner = this_process()
     storage.renew(owner)
     writer = Writer("t", owner.id)

@@ -88,6 +88,7 @@ KEY = 1 << 32
             f"UPDATE activations SET error = x'02' WHERE id = {KEY | 3}",
             "the error of node 'b' cannot be decoded",
         ),
+        (f"DELETE FROM arrivals WHERE id = {KEY | 2}", "it has 1 arrivals at joins where 2 were written"),
         (f"DELETE FROM checkpoints WHERE id = {KEY | 3}", None),
     ],
 )

@@ -12,9 +12,11 @@ import attrs
 import pytest
 
 from tests.storage.deltas import Writer
-from tinyllm.storage.contract import Owner, Release, Status, TraceRecord
+from tinyllm.errors import StorageError, StorageNotOpen
+from tinyllm.storage.contract import Acquired, Owner, Release, Status, TraceRecord
 from tinyllm.storage.owners import alive, this_process
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, owned
+from tinyllm.storage.sqlite.library import sqlite3
 
 pytestmark = pytest.mark.anyio
 
@@ -81,6 +83,43 @@ async def test_what_a_retired_owner_still_had_is_interrupted(storage: SQLiteChec
     storage.retire(owner)
 
 
+@pytest.mark.parametrize("how", ["retired on a full disk", "closed early"])
+async def test_a_process_is_not_locked_out_by_a_lease_it_could_not_remove(
+    storage: SQLiteCheckpointStorage, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owner, successor = this_process(), this_process()
+    writer = await owned_by(storage, owner)
+    storage.high_water(owner, writer.key, writer.epoch).note(3, 1)
+    if how == "closed early":
+        await storage.close()
+        await storage.initialize()
+    else:
+
+        def full(*_: object) -> None:
+            raise sqlite3.OperationalError("database or disk is full")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(owned, "retire", full)
+            with pytest.raises(StorageError, match="full"):
+                storage.retire(owner)
+    found = await record(storage)
+    assert (found.status, found.owner, found.owner_alive) == ("interrupted", owner, False)
+    assert found.high_water == (3, 1)
+    storage.renew(successor)
+    assert await storage.commit([writer.acquire(successor.id)]) == [Acquired(2)]
+    assert (await record(storage)).owner_alive is True
+
+
+async def test_a_closed_store_keeps_no_owner(storage: SQLiteCheckpointStorage) -> None:
+    owner = this_process()
+    storage.renew(owner)
+    await storage.close()
+    with pytest.raises(StorageNotOpen):
+        storage.renew(owner)  # the lease keeper's thread, late
+    assert alive(owner) is False
+    await storage.initialize()
+
+
 async def test_how_far_a_dead_owner_was_is_known_until_another_takes_over(
     storage: SQLiteCheckpointStorage, tmp_path: Path
 ) -> None:
@@ -111,10 +150,15 @@ async def test_dead_owners_are_forgotten_once_no_trace_names_them(
         storage.renew(owner)
         storage.high_water(owner, writer.key, 1)
     assert len(list((tmp_path / "owners").iterdir())) == 3
-    await storage.close()
-    await storage.initialize()
+    another = SQLiteCheckpointStorage(tmp_path)
+    await another.initialize()
     kept = {path.name.removesuffix(".marks") for path in (tmp_path / "owners").iterdir()}
     assert kept == {needed.id, living.id}
+    await storage.close()  # early: nobody keeps what it kept
+    await another.close()
+    await storage.initialize()
+    kept = {path.name.removesuffix(".marks") for path in (tmp_path / "owners").iterdir()}
+    assert kept == {needed.id}
 
 
 _DIES = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import anyio
@@ -57,17 +58,22 @@ def forget_an_end() -> None:
     """The scheduler loses, of every fifth delta, that an activation ended; all counts agree with that."""
     flush = TraceSchedule.flush
     forgotten = 0
+    unread = 0
+    arrived: Counter[int] = Counter()
 
     def lossy(self: TraceSchedule, now: float) -> Any:
-        nonlocal forgotten
+        nonlocal forgotten, unread
         effects = flush(self, now)
         for place, effect in enumerate(effects):
             if isinstance(effect, WriteNow):
                 delta = effect.delta
+                arrived.update(row.activation for row in delta.arrivals)
                 if delta.step % 5 == 4:
                     forgotten += len(delta.ended)
+                    unread += sum(arrived[seq] for seq in delta.ended)
                     delta = attrs.evolve(delta, ended=())
-                counts = attrs.evolve(delta.counts, frontier=delta.counts.frontier + forgotten)
+                counts = delta.counts
+                counts = attrs.evolve(counts, frontier=counts.frontier + forgotten, arrivals=counts.arrivals + unread)
                 effects[place] = WriteNow(attrs.evolve(delta, counts=counts))
         return effects
 

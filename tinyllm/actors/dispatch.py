@@ -100,6 +100,10 @@ class Dispatch:
             return activation
         return None
 
+    def rests_on_durable(self, node: str) -> bool:
+        """Whether what `node` does must rest on durable results alone."""
+        return self._commits_output and self._effects[node]
+
     def needs_durable(self, planned: Iterable[Activation]) -> bool:
         """Whether some of `planned` wait for their delta."""
         return self._commits_output and any(self._effects[activation.node] for activation in planned)

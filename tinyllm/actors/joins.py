@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cache
-from itertools import takewhile
 
 import attrs
 
@@ -66,15 +65,17 @@ class Joins:
 
     def restored(self, activation: int) -> list[Arrival]:
         """What a round that had already fired reads, in order."""
-        return sorted(self._restored.get(activation, ()), key=_order)
+        return sorted(self._restored.get(activation, ()), key=self._order)
 
     def arrived(self, node: str) -> list[Arrival]:
         return self.ordered(self.rounds[node]) if node in self.rounds else []
 
-    @staticmethod
-    def ordered(round_: Round) -> list[Arrival]:
-        """By fan-out index and causal id, never by time."""
-        return sorted(round_.arrivals, key=_order)
+    def ordered(self, round_: Round) -> list[Arrival]:
+        """By fan-out index, place of the source in the graph and causal id: never by time."""
+        return sorted(round_.arrivals, key=self._order)
+
+    def _order(self, arrival: Arrival) -> tuple[tuple[int, ...], int, int, bytes]:
+        return arrival.path, self._graph.place.get(arrival.source, -1), arrival.depth, arrival.id
 
     @staticmethod
     def round_id(trace_id: str, generation: int, round_: Round) -> bytes:
@@ -104,7 +105,7 @@ class Joins:
         return [min(rounds, key=lambda node: (rank[node], min(a.depth for a in rounds[node].arrivals), node))]
 
     def _first_behind(self, node: str) -> frozenset[str]:
-        """The joins that paths from `node` on meet first (`node` itself, if it is one)."""
+        """The joins that paths from `node` on meet first (`node` itself, if it is one); behind an exit, the end."""
         found: set[str] = set()
         seen: set[str] = set()
         todo = [node]
@@ -116,16 +117,7 @@ class Joins:
             if self._graph.nodes[here].join == "all":
                 found.add(here)
             else:
+                if here in self._graph.exit_points:
+                    found.add(END)
                 todo.extend(self._graph.successors[here])
         return frozenset(found)
-
-
-def common_path(paths: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """The fan-out that all of `paths` are inside of."""
-    first, last = min(paths), max(paths)
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(first, last, strict=False))
-    return tuple(index for index, _ in same)
-
-
-def _order(arrival: Arrival) -> tuple[tuple[int, ...], bytes]:
-    return arrival.path, arrival.id

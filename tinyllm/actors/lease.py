@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-
-import anyio
-import anyio.to_thread
 
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import CheckpointStorage, Owner
+from tinyllm.storage.owners import boottime, let_go
+from tinyllm.storage.thread import DedicatedThread
 
 logger = logging.getLogger(__name__)
 
@@ -26,11 +24,6 @@ MARGIN = 5.0
 """Seconds before its end in which the owner starts nothing: what starts then could run beside the next owner's."""
 
 
-def clock() -> float:
-    """Seconds that also pass while the machine sleeps; the monotonic clock stops then, and a lease would not end."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
-
-
 class LeaseKeeper:
     """Renews `owner`'s lease from a thread: a blocked event loop does not lose it (that is the watchdog's business)."""
 
@@ -38,12 +31,13 @@ class LeaseKeeper:
         self.owner = owner
         self._storage = storage
         self._ends_at = 0.0
+        self._abandoned = False
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease {owner.id}", daemon=True)
 
     def may_start(self) -> bool:
         """Whether the lease is long enough for something new to start."""
-        return clock() < self._ends_at - MARGIN
+        return boottime() < self._ends_at - MARGIN
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -51,17 +45,31 @@ class LeaseKeeper:
 
         :raises StorageError: it cannot be written at all.
         """
-        await anyio.to_thread.run_sync(self._renew)
+        await self._call(self._renew)
         self._thread.start()
         try:
             yield
         finally:
             self._over.set()
-            with anyio.CancelScope(shield=True):  # bounded: a renewal ends with the store's busy time-out
-                await anyio.to_thread.run_sync(self._end)
+            await self._call(self._end)
+
+    def abandon(self) -> None:
+        """Leave the lease where it is, as if this process had died: the store did not take all that was handed over,
+        and whoever goes on must see how much that was."""
+        self._abandoned = True
+
+    async def _call(self, function: Callable[[], None]) -> None:
+        """Call it in a thread, and wait for it whatever happens: bounded, by the store's busy time-out. (asyncio's own
+        cancellation would leave a call in a thread pool to go on alone: a lease that nobody removes.)"""
+        caller = DedicatedThread(f"lease of {self.owner.id}")
+        caller.start()
+        try:
+            await caller.call(function)
+        finally:
+            caller.stop()
 
     def _renew(self) -> None:
-        began = clock()  # the lease counts from before the write, in case it takes long
+        began = boottime()  # the lease counts from before the write, in case it takes long
         self._storage.renew(self.owner)
         self._ends_at = began + TTL
 
@@ -77,6 +85,9 @@ class LeaseKeeper:
 
     def _end(self) -> None:
         self._thread.join()
+        if self._abandoned:
+            let_go(self.owner.id)
+            return
         try:
             self._storage.retire(self.owner)
         except StorageError as error:

@@ -18,7 +18,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 from tinyllm.actors.dispatch import IN_THREAD, concurrency, is_in_loop
 from tinyllm.actors.mailbox import reply
 from tinyllm.actors.protocol import Cancelled, CancelNode, Failed, Finished, NodeMessage, RunAddress, RunNode, Started
-from tinyllm.errors import NodeError
+from tinyllm.errors import NodeError, TinyLLMError
 from tinyllm.graph.definition import Graph, Node
 from tinyllm.graph.functions import locate
 from tinyllm.graph.messages import ErrorInfo
@@ -79,18 +79,21 @@ class NodeExecutor:
                     reply(message.reply, Cancelled(message.seq))
 
     @contextlib.asynccontextmanager
-    async def _slot(self, message: RunNode) -> AsyncIterator[None]:
+    async def _slot(self, message: RunNode) -> AsyncIterator[bool]:
+        """One of the node's slots; whether it had to be waited for, and that was told as a start."""
         if self._slots is None:
-            yield
+            yield False
             return
+        waited = False
         try:
             self._slots.acquire_nowait()
         except anyio.WouldBlock:
             # Another trace has it. It may be long: until then nodes of this trace must not wait for this one's start.
             reply(message.reply, Started(message.seq))
             await self._slots.acquire()
+            waited = True
         try:
-            yield
+            yield waited
         finally:
             self._slots.release()
 
@@ -101,11 +104,12 @@ class NodeExecutor:
         began = time.perf_counter()
         try:
             with scope:
-                async with self._slot(message):
+                async with self._slot(message) as told:
                     # One more turn of the loop: the writer then has all that was handed over before this node was
                     # sent, even if the node never gives the loop back (each actor on the way takes one turn).
                     await anyio.lowlevel.checkpoint()
-                    reply(message.reply, Started(message.seq))
+                    if not told:  # two starts would be more answers than a mailbox has room for
+                        reply(message.reply, Started(message.seq))
                     began = time.perf_counter()
                     output = await self._invoke(call)
                     if isinstance(output, ErrorInfo):
@@ -116,7 +120,7 @@ class NodeExecutor:
             if answer is None:
                 answer = Cancelled(message.seq)
         except (Exception, SystemExit) as error:
-            answer = Failed(message.seq, error_info(self._node.id, error), error)
+            answer = Failed(message.seq, error_info(self._node.id, error, self._function), error)
         except anyio.get_cancelled_exc_class():
             await anyio.lowlevel.checkpoint_if_cancelled()  # raises if the cancellation was meant for us
             stray = NodeError(self._node.id, "a cancellation of its own making escaped from it")
@@ -168,6 +172,11 @@ async def _in_process(
         if wants_context
         else Call(call.trace_id, call.node_id, call.activation, call.attempt, call.input, call.sources, {})
     )
-    return await anyio.to_process.run_sync(
-        call_in_worker, path, qualname, lent, debug_mutation, cancellable=True, limiter=limiter
-    )
+    try:
+        return await anyio.to_process.run_sync(
+            call_in_worker, path, qualname, lent, debug_mutation, cancellable=True, limiter=limiter
+        )
+    except anyio.BrokenWorkerProcess as error:
+        if isinstance(error.__cause__, TinyLLMError):  # what the worker says of why it could not start
+            raise error.__cause__ from None
+        raise NodeError(call.node_id, "its worker process died: killed from outside, or out of memory") from None

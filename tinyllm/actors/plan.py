@@ -8,18 +8,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import attrs
-import msgspec
 
-from tinyllm.actors.joins import NOTHING, Arrival, Joins, common_path
+from tinyllm.actors.draft import Draft, decode_order
+from tinyllm.actors.joins import NOTHING, Arrival, Joins
 from tinyllm.actors.routes import Names, Route, Router
-from tinyllm.errors import NodeError
-from tinyllm.graph.definition import END, Graph
+from tinyllm.errors import ConditionError, ExitNotReached, NodeError
+from tinyllm.graph.definition import AFTER, END, Graph, after, is_undecided
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import Captured, encode_error
-from tinyllm.graph.variables import Order, Version
+from tinyllm.graph.variables import Version
 from tinyllm.nodes.call import Output
 from tinyllm.storage.contract import (
     ActivationRow,
@@ -28,16 +28,14 @@ from tinyllm.storage.contract import (
     Delta,
     Fired,
     Marks,
-    MessageRow,
     Snapshot,
     StateChange,
     Status,
     StepRow,
-    VariableRow,
 )
 
-_encode_order = msgspec.json.Encoder().encode
-_decode_order = msgspec.json.Decoder(Order).decode
+NEVER_COUNTED = 2**31 - 1
+"""Readers of a message that is read by what is planned later: it does not go when those of now have gone."""
 
 
 @attrs.frozen(eq=False)
@@ -76,6 +74,8 @@ class Plan:
         """Planned or running, by seq."""
         self.stuck: dict[int, Activation] = {}
         """Failed or cancelled: kept in the frontier for a resume."""
+        self.undecided: dict[int, Activation] = {}
+        """Results whose edges could not be decided, as what would follow: they are not made again, only decided."""
         self.planned: list[Activation] = []
         """Fresh since `take_planned()` was last called."""
         self.joins = Joins(graph)
@@ -84,6 +84,8 @@ class Plan:
         """Replaced, never changed: nodes that run hold the one they started with."""
         self._marks = Marks()
         self._messages = 0
+        self._arrivals: Counter[int] = Counter()
+        """How many there are of each round in the frontier, open or fired."""
         self._router = Router(graph, trace_id, generation, self.joins)
 
     # -- what is asked -----------------------------------------------------------------------------------------
@@ -91,15 +93,18 @@ class Plan:
     @property
     def quiescent(self) -> bool:
         """Nothing is left that could run."""
-        return not self.activations and not self.stuck and not self.joins.waiting
+        return not (self.activations or self.stuck or self.undecided or self.joins.waiting)
 
-    def exits(self) -> list[Captured]:
-        """What has reached the end, in causal order."""
-        return [arrival.input for arrival in self.joins.arrived(END)]
+    def outcome(self) -> Any:
+        """What has reached the end: the value of the one exit; where more than one result came, or one that is part of
+        a fan-out, the list of all, in causal order."""
+        arrivals = self.joins.arrived(END)
+        values = [arrival.input.value for arrival in arrivals if arrival.message is not None]
+        return values[0] if len(arrivals) == len(values) == 1 and not arrivals[0].path else values
 
     def waiting(self) -> Counter[str]:
         """How many activations of each node the frontier holds."""
-        return Counter(a.node for a in (*self.activations.values(), *self.stuck.values()))
+        return Counter(a.node for a in (*self.activations.values(), *self.stuck.values(), *self.undecided.values()))
 
     def take_planned(self) -> list[Activation]:
         fresh, self.planned = self.planned, []
@@ -109,22 +114,42 @@ class Plan:
 
     def begin(self, task: Captured, variables: Mapping[str, bytes]) -> Delta:
         """Admission: the task arrives at every entry."""
-        delta = _Draft(self)
+        delta = Draft(self._marks)
         for key, body in variables.items():
-            _set_full(delta, self.versions, key, body)
-        self._plan(delta, "", self._router.entries(), [task], path=(), depth=0)
+            delta.set(self.versions, key, body)
+        self._deliver(delta, "", self._router.entries(), [task], path=(), depth=0)
         self._settle(delta)
-        return delta.done()
+        return self._done(delta)
 
     def wake(self) -> Delta | None:
-        """What a restored trace does where nothing it kept can run: the graph, or a condition, may have changed."""
-        if self.activations:
+        """What a restored trace does before anything runs: decide what could not be decided, and, where nothing it kept
+        can run, see what follows. The graph, or a condition, may have changed."""
+        if self.activations and not self.undecided:
             return None
-        delta = _Draft(self)
+        delta = Draft(self._marks)
+        for seq, result in list(self.undecided.items()):
+            node = after(result.node)
+            ((message, _),) = result.sources
+            try:
+                routes, awaited = self._router.routes(
+                    node,
+                    result.id,
+                    Output(result.input.body),
+                    result.input,
+                    Names(result.input, self.versions, self.step),
+                )
+            except (ConditionError, NodeError) as error:
+                self._blame(node, error)
+                continue
+            del self.undecided[seq]
+            self.active[node] -= 1
+            delta.ended.append(seq)
+            self._plan(delta, node, routes, [(message, result.input)], path=result.path, depth=result.depth + 1)
+            self._await(delta, node, awaited, result)
         self._settle(delta)
         if self.quiescent:
-            self._end()
-        return delta.done()
+            self._end(None)
+        return self._done(delta)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Take over what a store kept. What had failed or was cancelled is planned again."""
@@ -135,9 +160,10 @@ class Plan:
             version = Version(full.seq, full.body)
             for item in appended:
                 assert item.order is not None
-                version = version.appended(_decode_order(item.order), item.body)
+                version = version.appended(decode_order(item.order), item.body)
             self.versions[key] = version
         self.joins.restore(snapshot, inputs)
+        self._arrivals.update(row.activation for row in snapshot.arrivals)
         for row in snapshot.frontier:
             if row.state == "buffered":
                 continue
@@ -146,22 +172,32 @@ class Plan:
             else:
                 reads = inputs[row.message] if row.item is None else inputs[row.message].item(row.item)
                 sources = ((row.message, snapshot.messages[row.message].node),)
-            self._add(Activation(row.seq, row.id, row.node, sources, reads, row.path, row.depth, row.attempts, 0))
+            activation = Activation(row.seq, row.id, row.node, sources, reads, row.path, row.depth, row.attempts, 0)
+            if is_undecided(row.node):
+                self.undecided[row.seq] = activation
+                self.active[after(row.node)] += 1
+            else:
+                self._add(activation)
 
     # -- transitions -------------------------------------------------------------------------------------------
 
     def finish(self, seq: int, output: Output, *, ended_at: float, duration_ms: float) -> Delta:
         """Activation `seq` is done: record its result, plan what it causes.
 
+        Where a condition cannot be decided the trace fails, but the result is recorded all the same.
+
         :raises NodeError: it named an undeclared target, or its value does not fit its edges.
-        :raises ConditionError: a condition on one of its edges could not be decided.
         """
         activation = self.activations[seq]
         captured = Captured(output.body)
-        delta = _Draft(self)
+        delta = Draft(self._marks)
         versions = self._set(delta, activation, output.sets)
         names = Names(captured, versions, self.step + 1)
-        routes, awaited = self._router.routes(activation.node, activation.id, output, captured, names)
+        undecided: ConditionError | None = None
+        try:
+            routes, awaited = self._router.routes(activation.node, activation.id, output, captured, names)
+        except ConditionError as error:
+            routes, awaited, undecided = [], frozenset(), error
 
         self.versions = versions  # from here on nothing can fail any more
         del self.activations[seq]
@@ -171,16 +207,16 @@ class Plan:
         delta.ended.append(seq)
         delta.steps.append(StepRow(self.step, seq, activation.node, ended_at, duration_ms, activation.attempts + 1))
         bodies = [captured, *(Captured(body) for _, body in output.sends or ())]
-        self._plan(delta, activation.node, routes, bodies, path=activation.path, depth=activation.depth + 1)
-        for join in awaited:
-            self._arrive(
-                delta, join, activation.id, None, activation.node, NOTHING, activation.path, activation.depth + 1
-            )
+        if undecided is not None:
+            self._leave_undecided(delta, activation, captured, undecided)
+        else:
+            self._deliver(delta, activation.node, routes, bodies, path=activation.path, depth=activation.depth + 1)
+            self._await(delta, activation.node, awaited, activation)
         if not self.active[activation.node]:
             self._settle(delta)
         if self.quiescent:
-            self._end()
-        return delta.done()
+            self._end(activation.node)
+        return self._done(delta)
 
     def fail(self, seq: int, error: ErrorInfo) -> Delta:
         """Activation `seq` failed for good."""
@@ -195,32 +231,62 @@ class Plan:
         """It stays in the frontier for a resume, and counts as active: no join that waits for it fires without it."""
         activation = self.activations.pop(seq)
         self.stuck[seq] = attrs.evolve(activation, attempts=activation.attempts + tries)
-        delta = _Draft(self)
+        delta = Draft(self._marks)
         delta.node = activation.node
         delta.changed.append(StateChange(seq, state, activation.attempts + tries, error))
-        return delta.done()
+        return self._done(delta)
 
     def give_up(self) -> Delta:
         """Nothing runs any more after a failure: the trace is failed."""
         self.status = "failed"
-        return _Draft(self).done()
+        return self._done(Draft(self._marks))
 
-    def _end(self) -> None:
+    def _end(self, last: str | None) -> None:
         if self.joins.arrived(END):
             self.status = "completed"
-            return
-        self.status = "failed"
-        self.error = ErrorInfo(
-            type="NodeError",
-            message="the graph ended without reaching an exit: no edge that was taken leads on; "
-            "give a node an edge whose condition always holds, or fork from a step before it",
+        else:
+            self.status = "failed"
+            self.error = ErrorInfo(type=ExitNotReached.__name__, message=str(ExitNotReached(last)), node_id=last)
+
+    def _done(self, draft: Draft) -> Delta:
+        """The delta that `draft` has become: from here on it cannot change."""
+        self._marks = draft.marks
+        self._messages += len(draft.messages)
+        self._arrivals.update(row.activation for row in draft.arrivals)
+        for seq in draft.ended:
+            del self._arrivals[seq]  # a Counter does not mind where there is none
+        self.number += 1
+        return Delta(
+            trace=self.key,
+            epoch=self.epoch,
+            number=self.number,
+            step=self.step,
+            status=self.status,
+            node=draft.node,
+            marks=self._marks,
+            counts=Counts(
+                messages=self._messages,
+                frontier=len(self.activations) + len(self.stuck) + len(self.undecided) + len(self.joins.rounds),
+                arrivals=self._arrivals.total(),
+                variables=len(self.versions),
+            ),
+            messages=tuple(draft.messages),
+            activations=tuple(draft.activations),
+            arrivals=tuple(draft.arrivals),
+            fired=tuple(draft.fired),
+            changed=tuple(draft.changed),
+            ended=tuple(draft.ended),
+            variables=tuple(draft.variables),
+            steps=tuple(draft.steps),
+            error=None if self.error is None or self.status != "failed" else encode_error(self.error),
+            size=draft.size,
         )
 
     # -- planning ----------------------------------------------------------------------------------------------
 
-    def _plan(
+    def _deliver(
         self,
-        delta: _Draft,
+        delta: Draft,
         source: str,
         routes: Sequence[Route],
         bodies: Sequence[Captured],
@@ -228,11 +294,24 @@ class Plan:
         path: tuple[int, ...],
         depth: int,
     ) -> None:
+        """Record what `source` sends, and plan what that causes."""
         consumers = Counter(route.body for route in routes)
-        seqs = [delta.message(source, consumers[index], captured) for index, captured in enumerate(bodies)]
+        sent = [(delta.message(source, consumers[index], body), body) for index, body in enumerate(bodies)]
+        self._plan(delta, source, routes, sent, path=path, depth=depth)
+
+    def _plan(
+        self,
+        delta: Draft,
+        source: str,
+        routes: Sequence[Route],
+        sent: Sequence[tuple[int, Captured]],
+        *,
+        path: tuple[int, ...],
+        depth: int,
+    ) -> None:
         for route in routes:
             inner = path if route.index is None else (*path, route.index)
-            seq, carried = seqs[route.body], bodies[route.body]
+            seq, carried = sent[route.body]
             if route.node == END or self.graph.nodes[route.node].join == "all":
                 self._arrive(delta, route.node, route.id, seq, source, carried, inner, depth)
                 continue
@@ -241,6 +320,34 @@ class Plan:
             delta.activations.append(row)
             self._add(Activation(row.seq, row.id, row.node, ((seq, source),), reads, inner, depth, 0, self.number + 1))
 
+    def _await(self, delta: Draft, source: str, joins: Iterable[str], cause: Activation) -> None:
+        """An empty fan-out arrives, with nothing, at the joins behind it."""
+        for join in joins:
+            self._arrive(delta, join, cause.id, None, source, NOTHING, cause.path, cause.depth + 1)
+
+    def _leave_undecided(self, delta: Draft, activation: Activation, captured: Captured, error: ConditionError) -> None:
+        """Keep a result in the frontier, under the id of what made it, until its edges can be decided."""
+        seq = delta.message(activation.node, NEVER_COUNTED, captured)
+        waiting = Activation(
+            seq=delta.next_activation(),
+            id=activation.id,
+            node=activation.node + AFTER,
+            sources=((seq, activation.node),),
+            input=captured,
+            path=activation.path,
+            depth=activation.depth,
+            attempts=0,
+            born=self.number + 1,
+        )
+        row = ActivationRow(waiting.seq, waiting.id, waiting.node, seq, None, waiting.path, waiting.depth)
+        delta.activations.append(row)
+        self.undecided[waiting.seq] = waiting
+        self.active[activation.node] += 1
+        self._blame(activation.node, error)
+
+    def _blame(self, node: str, error: Exception) -> None:
+        self.error = self.error or ErrorInfo(type=type(error).__name__, message=str(error), node_id=node)
+
     def _add(self, activation: Activation) -> None:
         self.activations[activation.seq] = activation
         self.active[activation.node] += 1
@@ -248,7 +355,7 @@ class Plan:
 
     def _arrive(
         self,
-        delta: _Draft,
+        delta: Draft,
         node: str,
         identity: bytes,
         message: int | None,
@@ -266,15 +373,15 @@ class Plan:
         delta.arrivals.append(row)
         round_.arrivals.append(Arrival(row.seq, message, source, captured, identity, path, depth))
 
-    def _settle(self, delta: _Draft) -> None:
+    def _settle(self, delta: Draft) -> None:
         """Fire every join that nothing live can still reach."""
-        for node in self.joins.ready(self.active, anything_runs=bool(self.activations or self.stuck)):
+        for node in self.joins.ready(self.active, anything_runs=bool(self.activations or self.stuck or self.undecided)):
             round_ = self.joins.rounds.pop(node)
             arrivals = self.joins.ordered(round_)
             fired = Fired(
                 round_.seq,
                 self.joins.round_id(self.trace_id, self.generation, round_),
-                common_path([a.path for a in arrivals]),
+                (),  # out of every fan-out: it waited for all of each
                 1 + max(a.depth for a in arrivals),
             )
             delta.fired.append(fired)
@@ -285,100 +392,28 @@ class Plan:
 
     # -- variables ---------------------------------------------------------------------------------------------
 
-    def _set(self, delta: _Draft, activation: Activation, sets: Sequence[tuple[str, bytes]]) -> dict[str, Version]:
+    def _set(self, delta: Draft, activation: Activation, sets: Sequence[tuple[str, bytes]]) -> dict[str, Version]:
         """The variables as `sets` leave them."""
         if not sets:
             return self.versions
         versions = dict(self.versions)
         for ordinal, (key, body) in enumerate(sets):
             if self.graph.variables.get(key) != "append":
-                _set_full(delta, versions, key, body)
+                delta.set(versions, key, body)
                 continue
             if key not in versions:
-                _set_full(delta, versions, key, b"[]")
-            version = versions[key]
-            if not version.body.startswith(b"["):
+                delta.set(versions, key, b"[]")
+            if not versions[key].body.startswith(b"["):
                 raise NodeError(
                     activation.node, f"variable {key!r} has the reducer append, but its value is not a list"
                 )
-            order = (activation.depth, activation.path, activation.id.hex(), ordinal)
-            row = VariableRow(delta.next_variable(), key, "append", version.base, body, _encode_order(order))
-            delta.variables.append(row)
-            versions[key] = version.appended(order, body)
+            delta.append(
+                versions,
+                key,
+                body,
+                (activation.depth, activation.path, self.graph.place[activation.node], activation.id.hex(), ordinal),
+            )
         return versions
-
-
-class _Draft:
-    """A delta in the making: hands out the sequence numbers of its rows."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        marks = plan._marks
-        self._message, self._activation = marks.message, marks.activation
-        self._arrival, self._variable = marks.arrival, marks.variable
-        self.node: str | None = None
-        self.messages: list[MessageRow] = []
-        self.activations: list[ActivationRow] = []
-        self.arrivals: list[ArrivalRow] = []
-        self.fired: list[Fired] = []
-        self.changed: list[StateChange] = []
-        self.ended: list[int] = []
-        self.variables: list[VariableRow] = []
-        self.steps: list[StepRow] = []
-
-    def message(self, source: str, consumers: int, captured: Captured) -> int:
-        self._message += 1
-        self.messages.append(MessageRow(self._message, source, consumers, captured.body))
-        return self._message
-
-    def next_activation(self) -> int:
-        self._activation += 1
-        return self._activation
-
-    def next_arrival(self) -> int:
-        self._arrival += 1
-        return self._arrival
-
-    def next_variable(self) -> int:
-        self._variable += 1
-        return self._variable
-
-    def done(self) -> Delta:
-        plan = self._plan
-        plan._marks = Marks(self._message, self._activation, self._arrival, self._variable)
-        plan._messages += len(self.messages)
-        plan.number += 1
-        bodies = sum(len(row.body) for row in self.messages) + sum(len(row.body) for row in self.variables)
-        return Delta(
-            trace=plan.key,
-            epoch=plan.epoch,
-            number=plan.number,
-            step=plan.step,
-            status=plan.status,
-            node=self.node,
-            marks=plan._marks,
-            counts=Counts(
-                messages=plan._messages,
-                frontier=len(plan.activations) + len(plan.stuck) + len(plan.joins.rounds),
-                variables=len(plan.versions),
-            ),
-            messages=tuple(self.messages),
-            activations=tuple(self.activations),
-            arrivals=tuple(self.arrivals),
-            fired=tuple(self.fired),
-            changed=tuple(self.changed),
-            ended=tuple(self.ended),
-            variables=tuple(self.variables),
-            steps=tuple(self.steps),
-            error=None if plan.error is None or plan.status != "failed" else encode_error(plan.error),
-            size=bodies,
-        )
-
-
-def _set_full(delta: _Draft, versions: dict[str, Version], key: str, body: bytes) -> None:
-    seq = delta.next_variable()
-    delta.variables.append(VariableRow(seq, key, "full", seq, body))
-    versions[key] = Version(seq, body)
 
 
 def _joined(arrivals: Iterable[Arrival]) -> tuple[tuple[tuple[int, str], ...], Captured]:

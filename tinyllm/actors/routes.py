@@ -80,6 +80,8 @@ class Router:
                 Route(target, self._id(cause, f"send:{target}", at), at + 1, index=at)
                 for at, target in enumerate(targets)
             ], awaited
+        if output.goto is None and node.targets and not self._graph.outgoing[node_id] and output.body == b"[]":
+            return [], frozenset().union(*map(self._joins.first_behind, node.targets))  # no sends: an empty fan-out
         if output.goto is not None:
             self._check_declared(node, output.goto)
             routes = [Route(target, self._id(cause, f"goto:{target}", 0)) for target in dict.fromkeys(output.goto)]

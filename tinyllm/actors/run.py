@@ -13,7 +13,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from tinyllm.actors import events
 from tinyllm.actors.dispatch import CREDIT, Dispatch, Durability, concurrency
-from tinyllm.actors.mailbox import post, take
+from tinyllm.actors.mailbox import post, reply, take
 from tinyllm.actors.plan import Activation, Plan
 from tinyllm.actors.protocol import (
     Answer,
@@ -33,7 +33,8 @@ from tinyllm.actors.protocol import (
     Stepped,
     Stop,
 )
-from tinyllm.errors import ConditionError, NodeError, OwnershipLost, StorageFailed
+from tinyllm.errors import NodeError, OwnershipLost, StorageFailed
+from tinyllm.graph.variables import Version
 from tinyllm.nodes.call import Call, error_info
 from tinyllm.storage.contract import TERMINAL, Delta, HighWater, Release
 
@@ -93,6 +94,11 @@ class Run:
         self._look_again: float | None = None
         """When to see whether the lease was renewed."""
         self._refusal: Exception | None = None
+        self._failing = False
+        self._durable_versions: Mapping[str, Version] = plan.versions
+        """The variables as of the newest durable delta: what nodes with effects see."""
+        self._versions: deque[tuple[int, Mapping[str, Version]]] = deque()
+        """Those of the deltas after it."""
         self.failure: BaseException | None = None
         """The exception of the node that failed, where it was raised in this process."""
         self.durable_step = plan.step
@@ -110,12 +116,14 @@ class Run:
             try:
                 if woken := plan.wake():
                     await self._hand(woken, forced=True)
-                await self._start()
-                while not self._over():
-                    await self._receive()
+                    self._stop_if_failed()
+                while True:
                     if plan.error is not None and not dispatch.running and plan.status == "running":
                         await self._hand(plan.give_up(), forced=True)
                     await self._start()
+                    if self._over():
+                        break
+                    await self._receive()
             finally:
                 await self._leave()
         if self._refusal is not None:
@@ -125,7 +133,7 @@ class Run:
 
     def stop(self) -> None:
         """Start nothing more; `run()` returns once what runs has ended and is durable. Once is enough."""
-        self.address.send_nowait(Stop())
+        reply(self.address, Stop())
 
     # -- the loop ----------------------------------------------------------------------------------------------
 
@@ -166,8 +174,7 @@ class Run:
                 if self._refusal is None:
                     await self._hand(self._plan.cut_off(message.seq), forced=False)
             case Durable():
-                self._dispatch.acknowledge(message.number)
-                self.durable_step = message.step
+                self._acknowledge(message.number, message.step)
                 self._emit(events.Committed(self._plan.trace_id, message.step, message.rev))
                 while self._held and self._dispatch.has_credit:
                     await self._finished(self._held.popleft())
@@ -196,13 +203,15 @@ class Run:
             return
         try:
             delta = plan.finish(message.seq, message.output, ended_at=message.ended_at, duration_ms=message.duration_ms)
-        except (NodeError, ConditionError) as error:
+        except NodeError as error:
             node = self._dispatch.running[message.seq].node
-            await self._failed(Failed(message.seq, error_info(node, error), error))
+            function = plan.graph.function(plan.graph.nodes[node])
+            await self._failed(Failed(message.seq, error_info(node, error, function), error))
             return
         activation = self._dispatch.ended(message.seq)
         await self._hand(delta, forced=plan.status != "running")
         self._emit(events.NodeFinished(plan.trace_id, activation.node, plan.step, message.duration_ms))
+        self._stop_if_failed()
 
     async def _failed(self, message: Failed) -> None:
         activation = self._dispatch.ended(message.seq)
@@ -210,10 +219,15 @@ class Run:
             return
         if self._plan.error is None:
             self.failure = message.exception
-            self._dispatch.stopped = True
-            self._drain_until = anyio.current_time() + DRAIN_SECONDS
         self._emit(events.NodeFailed(self._plan.trace_id, activation.node, message.error))
         await self._hand(self._plan.fail(message.seq, message.error), forced=True)
+        self._stop_if_failed()
+
+    def _stop_if_failed(self) -> None:
+        """After a failure nothing starts; what runs may end."""
+        if self._plan.error is not None and not self._failing:
+            self._failing = self._dispatch.stopped = True
+            self._drain_until = anyio.current_time() + DRAIN_SECONDS
 
     async def _hand(self, delta: Delta, *, forced: bool) -> None:
         """Hand a delta over. From here on it cannot change."""
@@ -221,12 +235,20 @@ class Run:
         self._dispatch.add(planned)
         forced = forced or self._dispatch.needs_durable(planned)
         self._dispatch.hand(delta.number, forced=forced)
+        if delta.variables:
+            self._versions.append((delta.number, self._plan.versions))
         if self._journal is None:
-            self._dispatch.acknowledge(delta.number)
-            self.durable_step = delta.step
+            self._acknowledge(delta.number, delta.step)
         else:
             await post(self._journal, Stepped(self._plan.trace_id, delta, forced))
         self._tell_planned(planned)
+
+    def _acknowledge(self, number: int, step: int) -> None:
+        """All up to delta `number` is as durable as it will be."""
+        self._dispatch.acknowledge(number)
+        self.durable_step = step
+        while self._versions and self._versions[0][0] <= number:
+            _, self._durable_versions = self._versions.popleft()
 
     def _tell_planned(self, planned: list[Activation]) -> None:
         for node, count in Counter(activation.node for activation in planned).items():
@@ -253,7 +275,8 @@ class Run:
                 activation.attempts + 1,
                 activation.input,
                 activation.sources,
-                plan.versions,
+                # An outside effect must not rest on a variable that a crash could undo.
+                self._durable_versions if dispatch.rests_on_durable(activation.node) else plan.versions,
             )
             try:
                 await post(node, RunNode(activation.seq, call, self.address))
@@ -264,7 +287,7 @@ class Run:
             self._emit(events.NodeStarted(plan.trace_id, activation.node))
         if held_back and self._look_again is None:
             self._look_again = anyio.current_time() + LEASE_POLL_SECONDS
-        if self._high_water is not None:
+        if self._high_water is not None and self._refusal is None:
             self._high_water.note(plan.step, len(dispatch.running))
 
     async def _cancel_running(self) -> None:
@@ -287,13 +310,18 @@ class Run:
                 await self._let_go(self._journal)
             if grace.cancelled_caught:
                 logger.warning("trace %s: left before the last of it was written", self._plan.trace_id)
-        if self._high_water is not None:
+        if self._high_water is not None and not self.left_unwritten:
             self._high_water.close()
+
+    @property
+    def left_unwritten(self) -> bool:
+        """The store refused something: the trace stays ours, and its mark tells the next owner how much was lost."""
+        return self._refusal is not None and not isinstance(self._refusal, OwnershipLost)
 
     async def _let_go(self, journal: MemoryObjectSendStream[ScheduleMessage]) -> None:
         """Hear what became of all that was handed over, and own the trace no longer."""
         plan = self._plan
-        if (plan.status in TERMINAL and self._dispatch.settled) or isinstance(self._refusal, OwnershipLost):
+        if (plan.status in TERMINAL and self._dispatch.settled) or self._refusal is not None:
             await post(journal, Close(plan.trace_id))
             return
         answer = Answer()

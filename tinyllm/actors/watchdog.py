@@ -10,6 +10,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from tinyllm.nodes.call import users_frames
 from tinyllm.storage.thread import loop_caller
 
 logger = logging.getLogger(__name__)
@@ -40,12 +41,11 @@ class Watchdog:
                     return
                 if answered.wait(BLOCKED_SECONDS) or self._over.is_set():
                     continue
-                frame = sys._current_frames().get(loop_thread)
-                stack = "".join(traceback.format_stack(frame)) if frame else "(it has no stack any more)"
+                frames = traceback.extract_stack(sys._current_frames().get(loop_thread))
                 logger.warning(
                     "the event loop is blocked for %.1f s now (make the node a plain def, or process: true), at:\n%s",
                     time.monotonic() - asked,
-                    stack,
+                    "".join(traceback.format_list(users_frames(frames) or frames)),
                 )
                 while not (answered.wait(PING_SECONDS) or self._over.is_set()):
                     pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from typing import assert_never
 
 import anyio
@@ -48,12 +49,24 @@ class StorageWriter:
         with self._shield, self._inbox:
             task_status.started()
             open_ = True
-            while open_ or self._queue or self._prune_due:
-                open_ = await self._fill(open_)
-                if self._queue or self._prune_due:
-                    await self._commit(self._queue.take())
-                elif self._reclaimable:
-                    await self._reclaim()
+            try:
+                while open_ or self._queue or self._prune_due:
+                    open_ = await self._fill(open_)
+                    if self._queue or self._prune_due:
+                        await self._commit(self._queue.take())
+                    elif self._reclaimable:
+                        await self._reclaim()
+            finally:
+                self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        """Leave nobody waiting, should this end before its time."""
+        with suppress(anyio.WouldBlock, anyio.EndOfStream):
+            while True:
+                self._take(self._inbox.receive_nowait())
+        while self._queue:
+            for item in self._queue.take():
+                self._tell(item, StorageError(f"{self._storage.name}: the writer ended before this was written"))
 
     async def _fill(self, open_: bool) -> bool:
         """Take what has come; wait only where there is nothing to do. False once every sender has closed."""

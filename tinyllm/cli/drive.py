@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import closing
+from contextlib import closing, redirect_stdout
 from types import FrameType
 from typing import Any
 
@@ -29,12 +29,14 @@ from tinyllm.storage.contract import CheckpointStorage, StepRow
 
 @attrs.frozen
 class Job:
-    """What a command executes. `earlier`: the durable steps of the trace, or of the one it is forked from."""
+    """What a command executes. `earlier`: the durable steps of the trace, or of the one it is forked from; `origin`:
+    where that is, for a trace that is a fork from now on."""
 
     graph: Graph
     trace_id: str
     earlier: Sequence[StepRow]
     act: Callable[[Executor], Awaitable[TaskResponse]]
+    origin: str | None = None
 
 
 def drive(
@@ -45,19 +47,23 @@ def drive(
     config: ExecutorConfig,
     kill_after: int | None,
 ) -> tuple[TaskResponse, bool]:
-    """Execute what `prepare` finds in the store. -> the response, and whether anything was executed for it."""
+    """Execute what `prepare` finds in the store. -> the response, and whether anything was executed for it.
+
+    What nodes print goes to stderr: stdout is for the result.
+    """
 
     async def go() -> tuple[TaskResponse, bool]:
         async with opened_storage(storage, must_exist=must_exist) as store:
             job = await prepare(store)
-            view = choose_view(Progress(job.graph.nodes, job.earlier))
+            view = choose_view(Progress(job.graph.nodes, job.earlier), job.origin)
             watch = crash_after(kill_after, view) if kill_after is not None else view.event
             with closing(view):
                 async with Executor(job.graph, config, store, on_event=watch) as executor:
                     response = await _under_signals(executor, job, view)
             return response, view.progress.begun is not None
 
-    return anyio.run(go)
+    with redirect_stdout(sys.stderr):
+        return anyio.run(go)
 
 
 async def _under_signals(executor: Executor, job: Job, view: View) -> TaskResponse:

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tinyllm.cli.graphs import load
 from tinyllm.cli.objects import response_object
 from tinyllm.cli.options import (
+    AGAIN,
     GRAPH,
     accept_option,
+    at_option,
     command_line,
     durability_option,
     graph_option,
@@ -53,15 +56,14 @@ def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, 
     on with it, or prints its result again.
     """
     from tinyllm.cli.drive import Job
-    from tinyllm.core.builder import load_graph
-    from tinyllm.core.store import check_trace_id, new_trace_id
+    from tinyllm.core.store import check_trace_id, free_trace_id
 
-    name = check_trace_id(trace_id) if trace_id is not None else None
-    loaded = load_graph(graph)
-    name = name or new_trace_id(loaded.id)
+    given = check_trace_id(trace_id) if trace_id is not None else None
+    loaded = load(graph)
 
     async def prepare(storage: CheckpointStorage) -> Job:
-        known = await storage.trace(name) if trace_id is not None else None
+        name = given or await free_trace_id(storage, loaded.id)
+        known = await storage.trace(name) if given else None
         earlier = await earlier_steps(storage, name) if known else []
         return Job(loaded, name, earlier, lambda executor: executor.execute(task, trace_id=name, variables=variables))
 
@@ -98,15 +100,18 @@ def resume(trace: str, graph: str | None, accept_graph_change: bool, **common: A
 
 @click.command()
 @click.argument("trace", metavar="TRACE")
-@click.option("--at", required=True, metavar="NODE|STEP", help="Where it begins: before a node, or after a step.")
+@at_option
 @set_option
 @id_option
 @graph_option
 @accept_option
 @common_options
+@click.pass_context
 def fork(
+    context: click.Context,
+    /,
     trace: str,
-    at: str,
+    at: str | int,
     variables: dict[str, Any],
     trace_id: str | None,
     graph: str | None,
@@ -118,28 +123,32 @@ def fork(
     The new trace shares all that was done before; the old one stays as it is.
     """
     from tinyllm.cli.drive import Job
-    from tinyllm.core.store import check_trace_id, find_trace, new_trace_id
+    from tinyllm.core.store import check_trace_id, find_trace, free_trace_id
 
     name = check_trace_id(trace_id) if trace_id is not None else None
 
     async def prepare(storage: CheckpointStorage) -> Job:
         record = await find_trace(storage, trace)
         loaded = graph_of(record, graph)
-        earlier = await earlier_steps(storage, record.trace_id)
-        child = name or new_trace_id(record.graph_id)
-        click.echo(f"{child}: a fork of {record.trace_id} at {'step ' if at.isdecimal() else ''}{at}", err=True)
+        child = name or await free_trace_id(storage, record.graph_id)
+        known = await storage.trace(child) is not None
+        earlier = await earlier_steps(storage, child if known else record.trace_id)
         return Job(
             loaded,
             child,
             earlier,
             lambda executor: executor.fork(
-                record.trace_id,
-                at=int(at) if at.isdecimal() else at,
-                set=variables,
-                new_trace_id=child,
-                accept_graph_change=accept_graph_change,
+                record.trace_id, at=at, set=variables, new_trace_id=child, accept_graph_change=accept_graph_change
             ),
+            None if known else f"{record.trace_id} at {f'step {at}' if isinstance(at, int) else at}",
         )
+
+    context.meta[AGAIN] = [
+        *("fork", trace, "--at", str(at)),
+        *(word for key, value in variables.items() for word in ("--set", f"{key}={json.dumps(value)}")),
+        *(["--id", name] if name else []),
+        *(["--graph", graph] if graph else []),
+    ]
 
     execute(prepare, must_exist=True, **common)
 
@@ -149,19 +158,17 @@ def graph_of(record: TraceRecord, given: str | None) -> Graph:
 
     :raises click.UsageError: that file is gone, or there was none.
     """
-    from tinyllm.core.builder import load_graph
-
     if given is not None:
-        return load_graph(given)
+        return load(given)
     if record.graph_path is None:
         raise click.UsageError(
             f"trace {record.trace_id!r} was not executed from a graph file; name one with --graph FILE, or resume it "
-            "in the program that built graph {record.graph_id!r}"
+            f"in the program that built graph {record.graph_id!r}"
         )
     if not os.path.exists(record.graph_path):
         again = command_line("resume", record.trace_id, "--graph", "FILE")
         raise click.UsageError(f"the graph file {record.graph_path} is gone; name it where it is now:\n  {again}")
-    return load_graph(record.graph_path)
+    return load(record.graph_path)
 
 
 async def earlier_steps(storage: CheckpointStorage, trace_id: str) -> list[StepRow]:
@@ -199,7 +206,9 @@ def execute(
         click.echo(f"{response.trace_id}: completed before; this is its recorded result", err=True)
     if as_json:
         print_json(response)
-    elif response.success and response.content:
+    elif response.success and response.value is None:
+        click.echo(f"{response.trace_id}: the result is None", err=True)
+    elif response.success:
         click.echo(response.content)
     sys.exit(_conclude(response))
 

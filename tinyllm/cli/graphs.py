@@ -3,12 +3,29 @@
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stdout
+from typing import TYPE_CHECKING
 
 import click
 
 from tinyllm.cli.options import json_option, log_level_option
-from tinyllm.cli.report import FAILED
+from tinyllm.cli.report import USAGE
 from tinyllm.cli.text import plural
+
+if TYPE_CHECKING:
+    from tinyllm.graph.definition import Graph
+
+
+def load(file: str) -> Graph:
+    """The graph in `file`; what the files of its functions print goes to stderr.
+
+    :raises InvalidGraph: with every fault found.
+    """
+    from tinyllm.core.builder import load_graph
+
+    with redirect_stdout(sys.stderr):
+        return load_graph(file)
 
 
 @click.command()
@@ -17,16 +34,15 @@ from tinyllm.cli.text import plural
 @log_level_option
 @click.pass_context
 def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> None:
-    """Check graph files and list every fault with its line. Exit code 1 if there is any."""
+    """Check graph files and list every fault with its line. Exit code 2 if there is any."""
     import attrs
 
-    from tinyllm.core.builder import load_graph
     from tinyllm.errors import Fault, InvalidGraph
 
     faults: list[Fault] = []
     for file in files:
         try:
-            graph = load_graph(file)
+            graph = load(file)
         except InvalidGraph as error:
             faults += error.faults
             if not as_json:
@@ -37,4 +53,4 @@ def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> N
                 click.echo(f"{file}: graph {graph.id!r} is valid: {size}")
     if as_json:
         click.echo(json.dumps([attrs.asdict(fault) for fault in faults], indent=2))
-    context.exit(FAILED if faults else 0)
+    context.exit(USAGE if faults else 0)

@@ -11,14 +11,14 @@ import click
 
 from tinyllm.cli.objects import checkpoint_object, trace_object
 from tinyllm.cli.options import command_line, json_option, log_level_option, storage_option
-from tinyllm.cli.text import ago, local_time, table, width
+from tinyllm.cli.text import ago, local_time, printable, table, width
 
 if TYPE_CHECKING:
     from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, TraceRecord
 
 T = TypeVar("T")
 
-STATUSES = ["queued", "running", "interrupted", "paused", "failed", "completed", "cancelled", "quarantined"]
+STATUSES = ["running", "interrupted", "failed", "completed"]
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most, the newest first."
@@ -123,7 +123,7 @@ def show(trace: str, step: int | None, storage: str | None, as_json: bool) -> No
     if as_json:
         click.echo(json.dumps(as_object(portrait), ensure_ascii=False, indent=2))
     else:
-        click.echo("\n".join(as_lines(portrait, time.time(), width() or 100, command_line)))
+        click.echo(printable("\n".join(as_lines(portrait, time.time(), width() or 100, command_line))))
 
 
 def look(storage: str | None, read: Callable[[CheckpointStorage], Awaitable[T]]) -> T:

@@ -18,8 +18,8 @@ EXIT_CODES = """\b
 Exit codes:
   0    done
   1    failed: a node failed for good, or the store did
-  2    usage: an argument, a setting or the graph file is wrong
-  3    paused: a node waits for an answer
+  2    usage: an argument, a setting or a graph file is wrong, or does not fit the trace
+  3    reserved: paused
   4    not found: no such trace, checkpoint or store
   130  interrupted (Ctrl-C or SIGTERM); `tinyllm resume` goes on
 """

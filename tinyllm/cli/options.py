@@ -17,6 +17,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 STORAGE = "tinyllm.storage"
 GRAPH = "tinyllm.graph"
 DEBUG = "tinyllm.debug"
+AGAIN = "tinyllm.again"
 """Keys of click's `meta`, which all contexts of one call share: what a line to paste must repeat."""
 
 
@@ -139,6 +140,27 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def parse_at(text: str) -> str | int:
+    """A step as a number, a node as it is written.
+
+    :raises click.BadParameter: it can be neither.
+    """
+    if text.isdecimal():
+        return int(text)
+    if not text[:1].isalpha():
+        raise click.BadParameter(f"{text!r} is neither a node's id nor a step, which is a whole number from 0")
+    return text
+
+
+at_option = click.option(
+    "--at",
+    required=True,
+    metavar="NODE|STEP",
+    callback=lambda _context, _parameter, value: parse_at(value),
+    help="Where it begins: before a node, or after a step.",
+)
 
 
 def parse_task(text: str) -> str:

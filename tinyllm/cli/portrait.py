@@ -11,7 +11,7 @@ from typing import Any
 import attrs
 
 from tinyllm.cli.objects import trace_object
-from tinyllm.cli.report import users_line
+from tinyllm.cli.report import remedy, users_line
 from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table
 from tinyllm.core.store import find_trace
 from tinyllm.graph.messages import ErrorInfo
@@ -150,7 +150,10 @@ def _how_to_go_on(portrait: Portrait, command: Callable[..., str]) -> list[str]:
         case "completed":
             return ["print its result again:", resume]
         case "failed":
-            return ["once the cause is mended:", resume]
+            advice, commands = remedy(
+                record.trace_id, portrait.error, resumable=bool(portrait.snapshot.frontier), command=command
+            )
+            return [*advice, *(f"  {line}" for line in commands)]
         case "running" if record.owner is not None:
             owner = record.owner
             return [f"it is being executed by process {owner.pid} on {owner.host} since {local_time(owner.since)}"]

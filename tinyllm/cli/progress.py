@@ -26,7 +26,7 @@ WINDOW = 30.0
 
 @attrs.define
 class Pace:
-    """How often something ended of late, since it began to go on without a break."""
+    """How often something ended of late, since `begin`."""
 
     _since: float | None = None
     _ends: deque[float] = attrs.field(factory=deque)
@@ -55,7 +55,11 @@ class Pace:
 
 @attrs.define
 class NodeProgress:
-    """Counts of one node's activations. `kept` ended before this process, `done` in it."""
+    """Counts of one node's activations. `kept` ended before this process, `done` in it.
+
+    `pace` leaves out the first round, which has the start of workers and connections in it, and of which all that ran
+    at once may end at once; nothing is told from it until a second round's worth has ended.
+    """
 
     kept: int = 0
     done: int = 0
@@ -63,6 +67,8 @@ class NodeProgress:
     waiting: int = 0
     failed: int = 0
     pace: Pace = attrs.field(factory=Pace)
+    _abreast: int = 0
+    _ended: int = 0
 
     @property
     def outstanding(self) -> int:
@@ -75,15 +81,20 @@ class NodeProgress:
     def plan(self, count: int) -> None:
         if not self.outstanding:  # time in which it had nothing to do says nothing about how fast it is
             self.pace.reset()
+            self._abreast = self._ended = 0
         self.waiting += count
 
-    def start(self, now: float) -> None:
-        self.pace.begin(now)
+    def start(self) -> None:
         self.waiting = max(0, self.waiting - 1)
         self.running += 1
+        self._abreast = max(self._abreast, self.running)
 
     def end(self, now: float) -> None:
-        self.pace.end(now)
+        self._ended += 1
+        if self._ended > self._abreast:
+            self.pace.end(now)
+        elif self._ended == self._abreast:
+            self.pace.begin(now)
         self.running = max(0, self.running - 1)
         self.done += 1
 
@@ -91,9 +102,12 @@ class NodeProgress:
         self.running = max(0, self.running - 1)
         self.failed += 1
 
+    def per_second(self, now: float) -> float | None:
+        return self.pace.per_second(now) if self._ended >= 2 * self._abreast else None
+
     def left(self, now: float) -> float | None:
         """Seconds until what is planned of this node has ended, at its pace of late."""
-        speed = self.pace.per_second(now)
+        speed = self.per_second(now)
         return self.outstanding / speed if speed else None
 
 
@@ -124,7 +138,7 @@ class Progress:
             case Planned():
                 self._node(event.node_id).plan(event.count)
             case NodeStarted():
-                self._node(event.node_id).start(now)
+                self._node(event.node_id).start()
             case NodeFinished():
                 self._node(event.node_id).end(now)
                 self.pace.end(now)
@@ -140,6 +154,10 @@ class Progress:
         # What no graph file names (the join behind the exits) is counted but not shown.
         return NodeProgress() if node_id.startswith("$") else self.nodes.setdefault(node_id, NodeProgress())
 
+    @property
+    def failed(self) -> int:
+        return sum(node.failed for node in self.nodes.values())
+
     def elapsed(self, now: float) -> float:
         return 0.0 if self.started_at is None else now - self.started_at
 
@@ -152,12 +170,11 @@ class Progress:
         return (max(known), len(known) == len(shares) and all(node.seen for node in nodes)) if known else None
 
     def sentence(self, now: float, *, counts: bool = True) -> str:
-        """Where the trace is, for one line: what is not known is not in it. `counts`: also what runs and waits."""
+        """Where the trace is, for one line: what is not known is not in it. `counts`: also what is planned."""
         parts = [f"{self.step:,} done"]
         if counts:
-            nodes = list(self.nodes.values())
-            parts.append(f"{sum(node.running for node in nodes):,} running")
-            parts.append(f"{sum(node.waiting for node in nodes):,} waiting")
+            # Not how many of them run: between an end and the start of the next that would be one too few.
+            parts.append(f"{sum(node.outstanding for node in self.nodes.values()):,} to go")
         if self.step > self.durable_step:
             parts.append(f"{self.step - self.durable_step:,} not durable yet")
         if speed := self.pace.per_second(now):

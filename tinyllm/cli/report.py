@@ -6,13 +6,15 @@ import logging
 import re
 import shlex
 import sysconfig
+from collections.abc import Callable
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING
 
 import click
 
-from tinyllm.cli.options import DEBUG, GRAPH, command_line
+from tinyllm.cli.options import AGAIN, DEBUG, GRAPH, command_line
+from tinyllm.cli.text import printable
 
 if TYPE_CHECKING:
     from tinyllm.errors import ExecutionError
@@ -36,9 +38,9 @@ def report(error: Exception, context: click.Context) -> int:
         text += f"\nThis is a fault in tinyllm, not in your graph; {again}."
     if context.meta.get(DEBUG):
         logging.getLogger("tinyllm").debug("the traceback", exc_info=error)
-    click.echo(f"error: {text}", err=True)
+    click.echo(printable(f"error: {text}"), err=True)
     for command in commands:
-        click.echo(f"  {command}", err=True)
+        click.echo(printable(f"  {command}"), err=True)
     return code
 
 
@@ -49,14 +51,15 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
     text = str(error)
     match error:
         case e.ExecutionError():
-            return failure(error), [command_line("resume", error.trace_id)] if error.resumable else [], FAILED
+            advice, commands = remedy(error.trace_id, _info(error), resumable=error.resumable)
+            return "\n".join([failure(error), *advice]), commands, FAILED
         case e.InvalidGraph():
             file = next((fault.file for fault in error.faults if fault.file and Path(fault.file).is_file()), None)
             return text, [f"tinyllm graph validate {shlex.quote(file)}"] if file else [], USAGE
         case e.GraphChanged():
             graph = context.meta.get(GRAPH)
-            again = ["resume", error.trace_id, *(["--graph", str(graph)] if graph else []), "--accept-graph-change"]
-            return text, [command_line(*again)], USAGE
+            resume = ["resume", error.trace_id, *(["--graph", str(graph)] if graph else [])]
+            return text, [command_line(*context.meta.get(AGAIN, resume), "--accept-graph-change")], USAGE
         case e.NodeMissing():
             return text, [command_line("checkpoints", error.trace_id)], USAGE
         case e.TraceMismatch() | e.TraceExists():
@@ -86,13 +89,29 @@ def failure(error: ExecutionError) -> str:
     """Which node failed, of what, and where in the user's own code."""
     where = f" in node {error.node_id!r}" if error.node_id else ""
     lines = [f"trace {error.trace_id!r} failed{where} after step {error.step}"]
-    info: ErrorInfo | None = getattr(error.response, "error", None)
+    info = _info(error)
     lines.append(indent(f"{info.type}: {info.message}" if info is not None else error.reason, "  "))
     if info is not None and info.traceback and (place := users_line(info.traceback)):
         lines.append(f"  at {place}")
-    if error.resumable:
-        lines.append("everything up to there is kept; once the cause is mended:")
     return "\n".join(lines)
+
+
+def _info(error: ExecutionError) -> ErrorInfo | None:
+    return getattr(error.response, "error", None)
+
+
+def remedy(
+    trace_id: str, info: ErrorInfo | None, *, resumable: bool, command: Callable[..., str] = command_line
+) -> tuple[list[str], list[str]]:
+    """What to do about a failed trace: a line of text, and commands to paste."""
+    resume = command("resume", trace_id)
+    fork = None if info is None or info.node_id is None else command("fork", trace_id, "--at", info.node_id)
+    if not resumable:
+        return (["mend the graph; then run that node again in a fork:"], [fork]) if fork else ([], [])
+    if info is not None and info.type == "ConditionError" and fork:
+        advice = "everything up to there is kept, also the node's result; once the condition is mended, resume"
+        return [advice, "to decide it again, or fork to run the node again:"], [resume, fork]
+    return ["everything up to there is kept; once the cause is mended:"], [resume]
 
 
 def users_line(trace: str) -> str | None:

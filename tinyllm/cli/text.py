@@ -10,6 +10,11 @@ from datetime import UTC, datetime
 ELLIPSIS = "…"
 
 
+def printable(text: str) -> str:
+    """`text` without what would command the terminal: it may come from a store that somebody else wrote."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def plural(count: int, word: str) -> str:
     return f"{count:,} {word}" if count == 1 else f"{count:,} {word}s"
 
@@ -80,8 +85,8 @@ def table(
     columns: int | None = None,
 ) -> list[str]:
     """Lines of aligned columns; if they are wider than `columns`, the column `shrink` gives way."""
-    sizes = [max(len(line[i]) for line in (heads, *rows)) for i in range(len(heads))]
-    cells = [list(row) for row in rows]
+    cells = [[printable(cell) for cell in row] for row in rows]
+    sizes = [max(len(line[i]) for line in (heads, *cells)) for i in range(len(heads))]
     if shrink is not None and columns is not None:
         index = heads.index(shrink)
         excess = sum(sizes) + 2 * (len(sizes) - 1) - columns

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from tinyllm.actors.events import Event, NodeFailed, TraceEnded, TraceStarted
 from tinyllm.cli.progress import Progress
-from tinyllm.cli.text import duration, plural, rate, shorten, table
+from tinyllm.cli.text import duration, plural, printable, rate, shorten, table
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -23,13 +23,16 @@ LAST_PAUSE = 60.0
 
 
 class View(ABC):
-    """Told every event; what it shows besides, `note` shows in order."""
+    """Told every event; what it shows besides, `note` shows in order. `origin`: what the trace is forked from."""
 
     restore_terminal: bytes = b""
     """What a process that ends without leaving the view must write to the terminal."""
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, progress: Progress, origin: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.progress = progress
+        self.origin = origin
         self.clock = clock
 
     def event(self, event: Event) -> None:
@@ -37,15 +40,16 @@ class View(ABC):
         self.progress.apply(event, now)
         match event:
             case TraceStarted():
-                for line in opening(event):
+                for line in opening(event, self.origin):
                     self.note(line)
                 self.open()
-            case NodeFailed():
+            case NodeFailed() if self.progress.failed == 1:
                 self.note(f"{event.trace_id}: node {event.node_id} failed; letting what is running finish")
             case TraceEnded():
                 self.close()
                 took = duration(self.progress.elapsed(now))
-                self.note(f"{event.trace_id}: {event.status} at step {event.step:,} after {took}")
+                failures = f", {plural(self.progress.failed, 'failure')}" if self.progress.failed > 1 else ""
+                self.note(f"{event.trace_id}: {event.status} at step {event.step:,} after {took}{failures}")
             case _:
                 self.moved(now)
 
@@ -66,24 +70,30 @@ class View(ABC):
         """Give the terminal back. A second call does nothing."""
 
 
-def opening(event: TraceStarted) -> list[str]:
-    """What a start says: for a resume, what it costs."""
+def opening(event: TraceStarted, origin: str | None = None) -> list[str]:
+    """What a start says: for a resume or a fork, what it costs."""
     if not event.resumed:
         return [f"{event.trace_id}: started"]
-    lost = "how many were lost is not known" if event.lost is None else f"{event.lost:,} lost"
-    first = f"resumed {event.trace_id}: kept {plural(event.kept, 'step')}, {event.again:,} run again, {lost}"
+    if origin is not None:
+        to_run = sum(count for node, count in event.waiting.items() if not node.startswith("$"))
+        first = f"{event.trace_id}: forked from {origin}; {plural(event.kept, 'step')} shared, {to_run:,} to run"
+    else:
+        lost = "how many were lost is not known" if event.lost is None else f"{event.lost:,} lost"
+        first = f"resumed {event.trace_id}: kept {plural(event.kept, 'step')}, {event.again:,} run again, {lost}"
     return [first, *(f"  changed: {change}" for change in event.changes)]
 
 
 class PlainView(View):
     """Lines for a pipe or a log. Pauses between them grow with the run, so that a long one has a short log."""
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(progress, clock)
+    def __init__(
+        self, progress: Progress, origin: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(progress, origin, clock)
         self._shown_at: float | None = None
 
     def note(self, line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
+        print(printable(line), file=sys.stderr, flush=True)
         self._shown_at = self.clock()
 
     def moved(self, now: float) -> None:
@@ -104,18 +114,15 @@ class LiveView(View):
 
     restore_terminal = b"\x1b[?25h\n"
 
-    def __init__(self, progress: Progress, clock: Callable[[], float] = time.monotonic) -> None:
-        super().__init__(progress, clock)
+    def __init__(
+        self, progress: Progress, origin: str | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        super().__init__(progress, origin, clock)
         from rich.console import Console
         from rich.live import Live
 
         self._console = Console(stderr=True, highlight=False, markup=False)
-        self._live: Live = Live(
-            get_renderable=self._draw,
-            console=self._console,
-            refresh_per_second=4,
-            redirect_stdout=sys.stdout.isatty(),
-        )
+        self._live: Live = Live(get_renderable=self._draw, console=self._console, refresh_per_second=4)
 
     def open(self) -> None:
         self._live.start(refresh=True)
@@ -124,7 +131,7 @@ class LiveView(View):
         self._live.stop()
 
     def note(self, line: str) -> None:
-        self._console.print(line, soft_wrap=True)
+        self._console.print(printable(line), soft_wrap=True)
 
     def moved(self, now: float) -> None:
         """It is drawn anew all the time."""
@@ -155,7 +162,7 @@ def screen(progress: Progress, now: float, columns: int, height: int) -> list[st
     rows = []
     for name, node in shown:
         counts = (f"{node.kept + node.done:,}", f"{node.running:,}", f"{node.waiting:,}")
-        speed = node.pace.per_second(now) if node.outstanding and not progress.ended else None
+        speed = node.per_second(now) if node.outstanding and not progress.ended else None
         left = duration(node.outstanding / speed) if speed else ""
         rows.append((name, *counts, rate(speed) if speed else "", f"{node.failed:,} failed" if node.failed else left))
     heads = ("node", "done", "running", "waiting", "rate", "time left")
@@ -167,11 +174,11 @@ def screen(progress: Progress, now: float, columns: int, height: int) -> list[st
     return lines
 
 
-def choose_view(progress: Progress) -> View:
+def choose_view(progress: Progress, origin: str | None = None) -> View:
     """The live view where stderr is a terminal that can draw it and rich is installed, else plain lines."""
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", None):
         try:
-            return LiveView(progress)
+            return LiveView(progress, origin)
         except ImportError:
             pass
-    return PlainView(progress)
+    return PlainView(progress, origin)

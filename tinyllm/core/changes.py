@@ -16,13 +16,11 @@ def changes(recorded: bytes, graph: Graph) -> tuple[list[str], list[str]]:
     """What changed since, in two grades: what a resume must not accept unasked, and what it only reports."""
     before, now = msgspec.json.decode(recorded), msgspec.json.decode(graph.definition)
     serious = [line for part in now["topology"] for line in _compare(part, before["topology"], now["topology"])]
+    explained = {line[2:] for line in serious if not line.startswith("~")}
     harmless = [
         f"{name} changed"
         for name in sorted(before["details"].keys() | now["details"].keys())
-        if before["details"].get(name) != now["details"].get(name)
-        and not any(
-            line.startswith(f"+ {name.split(':')[0]}") or line.startswith(f"- {name.split(':')[0]}") for line in serious
-        )
+        if before["details"].get(name) != now["details"].get(name) and name.rsplit(":", 1)[0] not in explained
     ]
     return serious, harmless
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -21,10 +21,11 @@ from tinyllm.actors.scheduler import CheckpointScheduler
 from tinyllm.actors.watchdog import Watchdog
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.config import ExecutorConfig
-from tinyllm.errors import StorageError
+from tinyllm.errors import StorageError, TinyLLMError
 from tinyllm.graph.definition import Graph
-from tinyllm.storage.contract import CheckpointStorage, HighWater, Write
+from tinyllm.storage.contract import CheckpointStorage, Done, HighWater, Release, Write
 from tinyllm.storage.owners import this_process
+from tinyllm.storage.thread import outlast
 
 logger = logging.getLogger(__name__)
 
@@ -61,9 +62,12 @@ class Engine:
         self._journal: MemoryObjectSendStream[ScheduleMessage] | None = None
         self._writer: MemoryObjectSendStream[WriteMessage] | None = None
         self._keeper: LeaseKeeper | None = None
+        self._observer_failed = False
         self._clients: set[Client] = set()
+        self._busy = 0
         self._idle = anyio.Event()
-        self._idle.set()
+        self._ended = anyio.Event()
+        self._actors: anyio.abc.TaskGroup
 
     @property
     def owner_id(self) -> str | None:
@@ -80,18 +84,20 @@ class Engine:
             await stack.enter_async_context(Watchdog().watching())
             shields: list[anyio.CancelScope] = []
             async with anyio.create_task_group() as actors:
+                self._actors = actors
                 try:
-                    with anyio.CancelScope(shield=True):  # nothing in it waits; half of them would never end
-                        await self._start(actors, shields)
+                    self._start(actors, shields)
                     yield
                 except (Exception, SystemExit, KeyboardInterrupt) as raised:
                     error = raised  # carried past the task group, which would wrap it in a group
                 finally:
                     await self._shut_down(shields)
+        self._ended.set()
         if error is not None:
             raise error
 
-    async def _start(self, actors: anyio.abc.TaskGroup, shields: list[anyio.CancelScope]) -> None:
+    def _start(self, actors: anyio.abc.TaskGroup, shields: list[anyio.CancelScope]) -> None:
+        """Without a wait: a cancellation, even asyncio's own, which no shield stops, finds none or all of them."""
         if self.storage is not None:
             shields.extend(anyio.CancelScope(shield=True) for _ in range(2))
             self._writer, to_write = anyio.create_memory_object_stream[WriteMessage](MAILBOX)
@@ -99,34 +105,38 @@ class Engine:
             keep = self.config.max_checkpoints_per_trace
             writer = StorageWriter(self.storage, to_write, shields[0], keep=keep)
             scheduler = CheckpointScheduler(self.config.policy, to_schedule, self._writer.clone(), shields[1])
-            await actors.start(writer.run, name="storage writer")
-            await actors.start(scheduler.run, name="checkpoint scheduler")
+            actors.start_soon(writer.run, name="storage writer")
+            actors.start_soon(scheduler.run, name="checkpoint scheduler")
         for node in self.graph.nodes.values():
             self._nodes[node.id], to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
             try:
                 executor = NodeExecutor(
                     self.graph, node, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation
                 )
-            except BaseException:  # an annotation that nothing can be structured into
+            except BaseException:  # a function that no worker process can load
                 to_run.close()
                 raise
-            await actors.start(executor.run, name=f"node executor {node.id}")
+            actors.start_soon(executor.run, name=f"node executor {node.id}")
 
     async def _shut_down(self, shields: list[anyio.CancelScope]) -> None:
-        """Clients have gone first, or are told to; then each stream is closed behind its last sender."""
+        """Clients and runs have gone first, or are told to; then each stream is closed behind its last sender."""
         try:
             self.stop()
-            await self._idle.wait()
-        finally:
-            with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):  # cancelled nodes end at once, and so do the runs
+            if self._busy:
                 await self._idle.wait()
-            for node in self._nodes.values():
-                node.close()
-            for scope in shields:
-                scope.deadline = anyio.current_time() + SHUTDOWN_SECONDS
-            if self._journal is not None and self._writer is not None:
-                self._journal.close()
-                self._writer.close()
+        finally:
+            try:
+                if self._busy:  # cancelled nodes end at once, and so do the runs
+                    with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
+                        await self._idle.wait()
+            finally:
+                for node in self._nodes.values():
+                    node.close()
+                for scope in shields:
+                    scope.deadline = anyio.current_time() + SHUTDOWN_SECONDS
+                if self._journal is not None and self._writer is not None:
+                    self._journal.close()
+                    self._writer.close()
 
     # -- what the executor asks --------------------------------------------------------------------------------
 
@@ -139,15 +149,29 @@ class Engine:
     def client(self) -> Iterator[Client]:
         """Somebody who has a trace executed here."""
         client = Client(self)
-        if not self._clients:
-            self._idle = anyio.Event()
         self._clients.add(client)
         try:
-            yield client
+            with self._work():
+                yield client
         finally:
             self._clients.discard(client)
-            if not self._clients:
+
+    @contextmanager
+    def _work(self) -> Iterator[None]:
+        """Something that must end before the actors do."""
+        if not self._busy:
+            self._idle = anyio.Event()
+        self._busy += 1
+        try:
+            yield
+        finally:
+            self._busy -= 1
+            if not self._busy:
                 self._idle.set()
+
+    async def ended(self) -> None:
+        """Wait until everything here has ended."""
+        await self._ended.wait()
 
     def serves(self, trace_id: str, *, other_than: Client) -> bool:
         """Whether some other client has that trace."""
@@ -160,7 +184,11 @@ class Engine:
         try:
             self._on_event(event)
         except Exception:
-            logger.exception("the observer of the executor failed on %r", event)
+            if not self._observer_failed:  # it will fail again: once is enough to say so
+                logger.exception(
+                    "the observer of the executor failed on %r; it is told what follows all the same", event
+                )
+            self._observer_failed = True
 
     async def ask(self, trace_id: str, write: Write, kind: type[T]) -> T:
         """Have a write done by the writer, in its batch.
@@ -169,16 +197,23 @@ class Engine:
         """
         assert self._writer is not None
         answer = Answer()
-        with anyio.CancelScope(shield=True):  # bounded: by the commit, whose outcome must be known
-            await post(self._writer, Ask(trace_id, write, answer))
-            outcome = await answer.wait()
+        await post(self._writer, Ask(trace_id, write, answer))
+        outcome = await outlast(answer.wait)  # bounded: by the commit, whose outcome must be known
         assert isinstance(outcome, kind)
         return outcome
 
-    def run(self, plan: Plan, rev: int, *, stopped: bool) -> Run:
-        """The actor that executes `plan`, not yet running."""
+    def let_go(self, trace_id: str, trace: int, epoch: int) -> None:
+        """Release a trace that was taken, and then not executed."""
+        self._actors.start_soon(self._let_go, trace_id, trace, epoch, name=f"let go {trace_id}")
+
+    async def _let_go(self, trace_id: str, trace: int, epoch: int) -> None:
+        with self._work(), suppress(TinyLLMError):
+            await self.ask(trace_id, Release(trace, epoch), Done)
+
+    def run(self, plan: Plan, rev: int, *, stopped: bool) -> Running:
+        """Start the actor that executes `plan`."""
         keeper = self._keeper
-        return Run(
+        run = Run(
             plan,
             self._nodes,
             journal=self._journal,
@@ -190,6 +225,16 @@ class Engine:
             high_water=self._high_water(plan),
             emit=self.emit,
         )
+        running = Running(run)
+
+        async def act() -> None:
+            with self._work():
+                await running.act()
+            if run.left_unwritten and keeper is not None:
+                keeper.abandon()
+
+        self._actors.start_soon(act, name=f"run {plan.trace_id}")
+        return running
 
     def _high_water(self, plan: Plan) -> HighWater | None:
         if self.storage is None or self._keeper is None:
@@ -208,14 +253,14 @@ class Client:
         self.engine = engine
         self.trace_id: str | None = None
         """The trace that it executes, from before it owns it."""
-        self._run: Run | None = None
-        self._stopped = False
+        self._running: Running | None = None
+        self.stopping = anyio.Event()
 
     def stop(self) -> None:
         """Let what runs end, and start nothing more. A second call does nothing."""
-        if not self._stopped and self._run is not None:
-            self._run.stop()
-        self._stopped = True
+        if not self.stopping.is_set() and self._running is not None:
+            self._running.run.stop()
+        self.stopping.set()
 
     async def execute(self, plan: Plan, rev: int) -> Run:
         """Run `plan` to its end; returns the run, which knows how it went.
@@ -223,12 +268,47 @@ class Client:
         :raises OwnershipLost: another process took the trace over.
         :raises StorageFailed: the store failed for good.
         """
-        self._run = run = self.engine.run(plan, rev, stopped=self._stopped)
+        self._running = running = self.engine.run(plan, rev, stopped=self.stopping.is_set())
         try:
-            await run.run()
+            return await running.outcome()
         finally:
-            self._run = None
-        return run
+            self._running = None
+
+
+class Running:
+    """A run that has been started.
+
+    It runs beside whoever waits for it: asyncio's own cancellation, which reaches into any wait, would take from it a
+    message that had been delivered already.
+    """
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._error: Exception | None = None
+
+    async def act(self) -> None:
+        try:
+            with self._scope:
+                await self.run.run()
+        except Exception as error:
+            self._error = error
+        finally:
+            self._ended.set()
+
+    async def outcome(self) -> Run:
+        """The run when it has ended. Cancelling this cancels it, and waits until it has left."""
+        try:
+            await self._ended.wait()
+        except BaseException:
+            self._scope.cancel()
+            with anyio.CancelScope(shield=True):  # bounded: a run that leaves has deadlines of its own
+                await self._ended.wait()
+            raise
+        if self._error is not None:
+            raise self._error
+        return self.run
 
 
 def _always() -> bool:

@@ -7,7 +7,7 @@ import time
 import msgspec
 
 from tinyllm.actors.plan import Plan
-from tinyllm.errors import ExecutionError
+from tinyllm.errors import ExecutionError, ExitNotReached
 from tinyllm.graph.messages import ErrorInfo, TaskResponse
 from tinyllm.graph.payload import decode_error
 from tinyllm.graph.values import capture
@@ -16,8 +16,7 @@ from tinyllm.storage.contract import Snapshot, Status, TraceRecord
 
 def response(plan: Plan, status: Status, began: float, ended: float | None = None) -> TaskResponse:
     """The response of a trace in `plan`'s state. `began` and `ended` (now) are UTC seconds."""
-    exits = [captured.value for captured in plan.exits()] if status == "completed" else []
-    value = exits[0] if len(exits) == 1 else exits or None
+    value = plan.outcome() if status == "completed" else None
     return TaskResponse(
         trace_id=plan.trace_id,
         status=status,
@@ -45,7 +44,8 @@ def failure(told: TaskResponse, cause: BaseException | None = None) -> Execution
     error = told.error
     assert error is not None
     reason = f"{error.type}: {error.message}" if error.node_id else error.message
-    raised = ExecutionError(told.trace_id, error.node_id, told.nodes_executed, reason, told)
+    resumable = error.type != ExitNotReached.__name__  # then nothing is left to try again; only a fork can
+    raised = ExecutionError(told.trace_id, error.node_id, told.nodes_executed, reason, told, resumable)
     raised.__cause__ = cause
     return raised
 

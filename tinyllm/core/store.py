@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import secrets
@@ -11,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tinyllm.errors import AmbiguousTrace, ConfigError, StoreMissing, TraceNotFound
+from tinyllm.storage import near
 from tinyllm.storage.contract import CheckpointStorage, StorageConfig, TraceRecord
 
 ENVIRONMENT = "TINYLLM_STORAGE"
@@ -21,7 +21,6 @@ LAST = "@last"
 _TRACE_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _TYPEABLE = "23456789abcdefghjkmnpqrstuvwxyz"  # none of 0 o 1 i l, which are taken for one another
 _SUFFIX = 5
-_NEAR_AMONG = 1000
 
 
 def storage_path(path: str | os.PathLike[str] | None = None) -> Path:
@@ -75,14 +74,21 @@ async def find_trace(storage: CheckpointStorage, reference: str) -> TraceRecord:
     if matches:
         names = [record.trace_id for record in matches]
         raise AmbiguousTrace(reference, [*names[:5], "..."] if len(names) > 5 else names)
-    known = [record.trace_id for record in await storage.traces(limit=_NEAR_AMONG)]
-    raise TraceNotFound(reference, storage.name, difflib.get_close_matches(reference, known, n=3, cutoff=0.6))
+    known = await storage.traces(limit=near.AMONG)
+    raise near.not_found(reference, storage.name, (record.trace_id for record in known))
 
 
 def new_trace_id(graph_id: str) -> str:
     """An id that a person can type: the graph's id and five random characters, `survey-7k3mq`."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "-", graph_id).lstrip("._-")[:100] or "trace"
     return f"{stem}-{''.join(secrets.choice(_TYPEABLE) for _ in range(_SUFFIX))}"
+
+
+async def free_trace_id(storage: CheckpointStorage, graph_id: str) -> str:
+    """A new id that no trace in `storage` has: 28 million are not so many that two could not meet."""
+    while await storage.trace(name := new_trace_id(graph_id)) is not None:
+        pass
+    return name
 
 
 def check_trace_id(text: str) -> str:

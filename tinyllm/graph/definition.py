@@ -19,6 +19,19 @@ END = "$end"
 """Where the results of exits arrive: a join behind every graph that no graph can name (ids start with a letter)."""
 
 
+AFTER = ">"
+"""`node>` in a frontier: what `node` returned, while it is undecided which edges it takes. No graph can name it."""
+
+
+def after(name: str) -> str:
+    """The node of a name in a frontier: itself, or the one whose result is undecided."""
+    return name.removesuffix(AFTER)
+
+
+def is_undecided(name: str) -> bool:
+    return name.endswith(AFTER)
+
+
 @attrs.frozen(kw_only=True)
 class Node:
     """One unit of work. `effects=None` means what its kind or function says."""
@@ -82,6 +95,11 @@ class Graph:
             return node.effects
         function = self.function(node)
         return function is not None and function.effects
+
+    @cached_property
+    def place(self) -> Mapping[str, int]:
+        """Each node's place in the order in which they were written: it breaks ties."""
+        return {node: at for at, node in enumerate(self.nodes)}
 
     @cached_property
     def outgoing(self) -> Mapping[str, tuple[Edge, ...]]:

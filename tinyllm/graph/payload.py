@@ -7,8 +7,9 @@ from typing import Any
 import attrs
 import msgspec
 
+from tinyllm.errors import ValueNotStorable
 from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload
-from tinyllm.graph.values import capture, digest, restore
+from tinyllm.graph.values import MAX_BYTES, capture, digest, restore
 
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -42,7 +43,10 @@ def encode_payload(value: Any, path: str = "value") -> bytes:
         return capture(value.value, path)
     if isinstance(value.error, ErrorInfo):
         said["error"] = attrs.asdict(value.error)
-    return _TAG + capture(said, path) + b"}"
+    body = _TAG + capture(said, path) + b"}"
+    if len(body) > MAX_BYTES:
+        raise ValueNotStorable(path, f"it takes {len(body):,} bytes, more than the {MAX_BYTES:,} allowed")
+    return body
 
 
 def decode_payload(body: bytes) -> MessagePayload:

@@ -5,11 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from tinyllm.graph.values import restore
+from tinyllm.errors import ValueNotStorable
+from tinyllm.graph.values import capture, restore
 
-Order = tuple[int, tuple[int, ...], str, int]
-"""By which appended items are presented: depth of cause, fan-out path, activation id, ordinal. What caused comes
-before what it caused; what is concurrent is ordered the same way in every execution."""
+Order = tuple[int, tuple[int, ...], int, str, int]
+"""By which appended items are presented: depth of cause, fan-out path, place of the node in the graph, activation id,
+ordinal. What caused comes before what it caused; what is concurrent is ordered the same way in every execution."""
+
+
+def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
+    """Variables as they are recorded.
+
+    :raises ValueNotStorable: a value cannot be, or a name is no text.
+    """
+    for key in values:
+        if not isinstance(key, str):
+            raise ValueNotStorable(f"{path}[{key!r}]", f"the name of a variable must be text, not {type(key).__name__}")
+        capture(key, f"{path}[{key!r}]")
+    return {key: capture(value, f"{path}[{key!r}]") for key, value in values.items()}
 
 
 class Version:

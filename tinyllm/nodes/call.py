@@ -5,6 +5,7 @@ All of it happens where the function runs: in the event loop, in a worker thread
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import traceback
@@ -21,7 +22,7 @@ from tinyllm.graph.node import NodeFunction, Result, Send
 from tinyllm.graph.payload import Captured, encode_payload
 from tinyllm.graph.structure import structurer
 from tinyllm.graph.values import capture
-from tinyllm.graph.variables import Variables, Version
+from tinyllm.graph.variables import Variables, Version, capture_variables
 
 ERROR_TEXT = 20_000
 """Characters that are recorded of an error's text, and of its traceback."""
@@ -140,7 +141,7 @@ class Caller:
             if returned.goto is not None:
                 goto = (returned.goto,) if isinstance(returned.goto, str) else tuple(returned.goto)
             returned = returned.value
-        captured = tuple((key, capture(value, f"nodes.{node_id}: set[{key!r}]")) for key, value in sets.items())
+        captured = tuple(capture_variables(sets, f"nodes.{node_id}: set").items())
         if isinstance(returned, list) and any(isinstance(item, Send) for item in returned):
             if goto is not None or not all(isinstance(item, Send) for item in returned):
                 raise NodeError(
@@ -172,16 +173,29 @@ class Prepared:
     context: Context | None
 
 
-def error_info(node_id: str, error: BaseException) -> ErrorInfo:
-    """The failure as it is recorded: with the traceback from the first frame that is not ours."""
-    frames = traceback.extract_tb(error.__traceback__)
-    theirs = [frame for frame in frames if not frame.filename.startswith(_OURS)] or list(frames)
+def error_info(node_id: str, error: BaseException, function: NodeFunction | None = None) -> ErrorInfo:
+    """The failure as it is recorded, with the traceback inside the user's code; for one that arose before or behind it
+    (in the value it was to get, or returned), the place of `function`."""
+    theirs = users_frames(traceback.extract_tb(error.__traceback__))
+    if not theirs and function is not None:
+        theirs = [_definition(function)]
     return ErrorInfo(
         type=type(error).__name__,
         message=_text(error),
         node_id=node_id,
         traceback=_recordable("".join(traceback.format_list(theirs))) or None,
     )
+
+
+def users_frames(frames: traceback.StackSummary) -> list[traceback.FrameSummary]:
+    """What was called by us, and not by us alone: the frames inside the last of ours."""
+    ours = [at for at, frame in enumerate(frames) if frame.filename.startswith(_OURS)]
+    return frames[ours[-1] + 1 :] if ours else list(frames)
+
+
+def _definition(function: NodeFunction) -> traceback.FrameSummary:
+    code = inspect.unwrap(function.call).__code__
+    return traceback.FrameSummary(code.co_filename, code.co_firstlineno, function.call.__qualname__)
 
 
 def _text(error: BaseException) -> str:

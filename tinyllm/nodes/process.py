@@ -20,12 +20,14 @@ def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -
     """Runs in the worker. A failure comes back as data: an exception of the user's may not survive pickling."""
     _leave_signals_to_parent()
     _die_with_parent()
+    function = None
     try:
         caller = _caller(path, qualname, debug_mutation)
+        function = caller.function
         prepared = caller.prepare(call)
-        return caller.output(prepared, caller.function.call(*prepared.arguments, **prepared.keywords))
+        return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
     except (Exception, SystemExit) as error:
-        return error_info(call.node_id, error)
+        return error_info(call.node_id, error, function)
 
 
 def refuse_in_worker_start() -> None:

@@ -23,6 +23,11 @@ def too_big(delta: Delta) -> ValueNotStorable | None:
     return None
 
 
+def definition_too_big(definition: bytes) -> ValueNotStorable | None:
+    """The refusal of a graph's definition that is larger than a message may be."""
+    return _refused("graph", definition) if len(definition) > MESSAGE_CAP else None
+
+
 def _refused(path: str, body: bytes) -> ValueNotStorable:
     mib = 1024 * 1024
     return ValueNotStorable(

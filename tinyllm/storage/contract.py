@@ -134,6 +134,8 @@ class Counts:
 
     messages: int = 0
     frontier: int = 0
+    arrivals: int = 0
+    """Of the rounds in the frontier."""
     variables: int = 0
 
 
@@ -265,7 +267,8 @@ class Prune:
 
 @attrs.frozen
 class Delete:
-    """Forget a trace. While forks of it live, what they share stays as a tombstone that no listing shows. -> `Done`."""
+    """Forget a trace. While forks of it live, what they share stays as a tombstone that no listing shows. -> `Done`.
+    Nothing in the engine sends it: a trace that ended stays. It is for those who tidy up."""
 
     trace: int
 
@@ -415,7 +418,11 @@ class CheckpointStorage(ABC):
         """Carry out `writes`, in order, in one transaction; return one outcome for each.
 
         When it returns, all of them are durable but those whose outcome is an exception, of which nothing is written.
-        When it raises, none of them is. Cancelling the caller does not stop it: it returns, or raises, all the same.
+        When it raises, none of them is; unless the disk failed in the middle of making them durable, and still fails
+        at looking for them or at making sure of them. Then, too, it raises, and they may be there or not. That is
+        decided by committing them again, which does nothing twice: an `Append` that is there is `Appended` once more,
+        an `Admit` or `Fork` is `TraceExists`, an `Acquire` is `OwnershipLost`. Cancelling the caller does not stop it:
+        it returns, or raises, all the same.
         """
 
     @abstractmethod
@@ -484,7 +491,8 @@ class CheckpointStorage(ABC):
 
     @abstractmethod
     def retire(self, owner: Owner) -> None:
-        """Remove `owner`'s lease at a clean end. Any thread."""
+        """Remove `owner`'s lease at a clean end. Any thread. Even if that fails, and when the store closes, the owner
+        counts as dead in this process from then on."""
 
     @abstractmethod
     def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:

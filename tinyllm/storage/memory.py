@@ -6,8 +6,8 @@ and a transaction without more ado.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
+from itertools import islice
 from threading import Lock
 from time import monotonic, time
 from typing import assert_never
@@ -15,8 +15,9 @@ from weakref import WeakValueDictionary
 
 import attrs
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceNotFound
-from tinyllm.storage.caps import too_big
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists
+from tinyllm.storage import near, owners
+from tinyllm.storage.caps import definition_too_big, too_big
 from tinyllm.storage.contract import (
     TERMINAL,
     Acquire,
@@ -46,7 +47,6 @@ from tinyllm.storage.contract import (
     Write,
 )
 from tinyllm.storage.memory_trace import Checkpoint, Definition, Trace
-from tinyllm.storage.owners import alive
 
 _RENEW_EVERY = 1.0
 """Seconds between two renewals by commits."""
@@ -54,10 +54,7 @@ _RENEW_EVERY = 1.0
 
 @attrs.define(eq=False)
 class _Lease:
-    """`alive` is found out once: an owner here is this process, which lives whenever it asks."""
-
     owner: Owner
-    alive: bool | None
     beat: int = 0
     renewed: float = 0.0
 
@@ -97,6 +94,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._keys.clear()
         self._high_water.clear()
         with self._lease_lock:
+            for owner in self._leases:
+                owners.let_go(owner)
             self._leases.clear()
 
     # -- writing -----------------------------------------------------------------------------------------------
@@ -144,7 +143,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     def _admit(self, write: Admit, now: float) -> Outcome:
         if write.trace_id in self._keys:
             return TraceExists(write.trace_id)
-        if refused := too_big(write.first):
+        if refused := too_big(write.first) or definition_too_big(write.definition):
             return refused
         self._last_key += 1
         return self._begin(
@@ -209,6 +208,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             trace.owner = None
 
     def _acquire(self, write: Acquire, now: float) -> Outcome:
+        if refused := definition_too_big(write.definition):
+            return refused
         trace = self._traces.get(write.trace)
         if trace is None or trace.epoch != write.epoch:
             return OwnershipLost(write.trace_id)
@@ -314,12 +315,12 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     def _find(self, trace_id: str) -> Trace:
         key = self._keys.get(trace_id)
         if key is None:
-            raise TraceNotFound(trace_id, self.name, difflib.get_close_matches(trace_id, self._keys))
+            raise near.not_found(trace_id, self.name, islice(reversed(self._keys), near.AMONG))
         return self._traces[key]
 
     def _record(self, trace: Trace) -> TraceRecord:
         lease = self._leases.get(trace.owner) if trace.owner else None
-        owner_alive = lease.alive if lease else False
+        owner_alive = owners.alive(lease.owner) if lease else False
         parent = trace.parent if trace.parent and trace.parent.key in self._traces else None
         noted = self._high_water.get(trace.key)
         return TraceRecord(
@@ -350,14 +351,16 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     def renew(self, owner: Owner) -> None:
         with self._lease_lock:
+            owners.keep(owner.id)
             lease = self._leases.get(owner.id)
             if lease is None:
-                lease = self._leases[owner.id] = _Lease(owner, alive(owner))
+                lease = self._leases[owner.id] = _Lease(owner)
             lease.beat += 1
             lease.renewed = monotonic()
 
     def retire(self, owner: Owner) -> None:
         with self._lease_lock:
+            owners.let_go(owner.id)
             self._leases.pop(owner.id, None)
 
     def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:  # noqa: ARG002 - the epoch tells whose

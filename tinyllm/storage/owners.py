@@ -1,4 +1,4 @@
-"""Which process this is, and whether another one still lives.
+"""Which process this is, which owners live in it, and whether one elsewhere still does.
 
 A process id alone proves nothing: it is given again, counts anew after a boot, and means another process in every
 container. What is never given twice is the id together with the boot, the pid namespace and the start time.
@@ -17,6 +17,26 @@ from tinyllm.storage.contract import Owner
 _ENDED = frozenset("ZXx")
 """States of a process that is dead but not yet reaped: it will write nothing more."""
 
+_kept: set[str] = set()
+"""The ids of the owners whose leases this process keeps. A process outlives them: where the store fails, an owner that
+ended leaves its lease behind, and the process would lock itself out of its own traces. (No lock: `add`, `discard` and
+`in` are atomic, and one that another thread held at a fork would be held in the child for good.)"""
+
+
+def keep(owner: str) -> None:
+    """From now on this process keeps the lease of the owner of that id."""
+    _kept.add(owner)
+
+
+def let_go(owner: str) -> None:
+    """The owner of that id has ended, whether or not the store could be told."""
+    _kept.discard(owner)
+
+
+def boottime() -> float:
+    """Seconds that also pass while the machine sleeps; the monotonic clock stops then, and a lease would not end."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
 
 def this_process() -> Owner:
     """A new owner in this process. Whoever keeps a lease has one of its own, so that retiring it ends no other's."""
@@ -34,7 +54,7 @@ def this_process() -> Owner:
 
 
 def alive(owner: Owner) -> bool | None:
-    """Whether `owner`'s process lives; None where that cannot be judged from here."""
+    """Whether `owner`'s process lives and, if it is this one, keeps it; None where that cannot be judged from here."""
     boot_id = _boot_id()
     if boot_id and owner.boot_id == boot_id:
         return _runs(owner) if owner.pid_namespace == _pid_namespace() else None
@@ -53,7 +73,9 @@ def _runs(owner: Owner) -> bool | None:
     if state is None:
         # Hidden from this user (hidepid), or it ended just now.
         return None if _exists(owner.pid) else False
-    return state[0] not in _ENDED and state[1] == owner.started
+    if state[0] in _ENDED or state[1] != owner.started:
+        return False
+    return owner.pid != os.getpid() or owner.id in _kept
 
 
 def _exists(pid: int) -> bool:

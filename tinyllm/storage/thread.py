@@ -10,8 +10,9 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Protocol, TypeVar, TypeVarTuple
 
@@ -122,6 +123,41 @@ def _here() -> _Waiter:
     return _OnTrio() if trio is not None and trio.lowlevel.in_trio_task() else _OnAsyncio()
 
 
+async def outlast(wait: Callable[[], Awaitable[T]]) -> T:
+    """What `wait()` returns or raises; a cancellation that comes meanwhile takes effect at the next checkpoint.
+
+    A shield holds off anyio's cancellation. A native one of asyncio (`task.cancel()`, `asyncio.timeout`) comes through
+    it: then `wait()`, which must only wait, is called again, and the cancellation is made again afterwards, so that
+    whoever counts them counts right.
+    """
+    import anyio
+
+    cancelled = 0
+    try:
+        with anyio.CancelScope(shield=True):
+            while True:
+                try:
+                    result = await wait()
+                    break
+                except anyio.get_cancelled_exc_class():
+                    cancelled += 1
+    finally:
+        if cancelled:
+            _cancel_again(cancelled)
+    return result
+
+
+def _cancel_again(times: int) -> None:
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None
+    for _ in range(times):
+        task.uncancel()
+    for _ in range(times):
+        task.cancel()
+
+
 class _OnAsyncio:
     def __init__(self) -> None:
         import asyncio
@@ -138,25 +174,12 @@ class _OnAsyncio:
             self._future.set_result(None)
 
     async def wait(self, job: _Job) -> None:
-        import asyncio
+        await outlast(partial(self._done, job))
 
-        import anyio
-
-        cancelled = 0
-        # The shield holds off anyio's cancellation. A native one (`task.cancel()`, `asyncio.timeout`) comes through it:
-        # the call goes on, and the cancellation is made again afterwards, so that whoever counts them counts right.
-        with anyio.CancelScope(shield=True):
-            while not job.done:
-                self._future = self._loop.create_future()
-                try:
-                    await self._future
-                except asyncio.CancelledError:
-                    cancelled += 1
-        if cancelled and (task := asyncio.current_task()) is not None:
-            for _ in range(cancelled):
-                task.uncancel()
-            for _ in range(cancelled):
-                task.cancel()
+    async def _done(self, job: _Job) -> None:
+        while not job.done:
+            self._future = self._loop.create_future()
+            await self._future
 
 
 class _OnTrio:

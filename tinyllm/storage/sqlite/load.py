@@ -52,6 +52,8 @@ class Loader(Catalog):
         if len(frontier) != point.counts.frontier:
             raise _short(record, point, "activations of the frontier", len(frontier), point.counts.frontier)
         arrivals = self._arrivals(frontier, point, record)
+        if len(arrivals) != point.counts.arrivals:
+            raise _short(record, point, "arrivals at joins", len(arrivals), point.counts.arrivals)
         variables = self._variables(record, point, segments)
         if len(variables) != point.counts.variables:
             raise _short(record, point, "variables", len(variables), point.counts.variables)

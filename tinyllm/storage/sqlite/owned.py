@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import Any
 
 import attrs
 
 from tinyllm.storage.contract import Owner
-from tinyllm.storage.owners import alive
+from tinyllm.storage.owners import alive, boottime
 from tinyllm.storage.sqlite.library import sqlite3
 
 _FIELDS = tuple(field.name for field in attrs.fields(Owner))
@@ -64,8 +63,3 @@ def leases(connection: sqlite3.Connection) -> dict[str, Lease]:
 
 def _owner(row: Sequence[Any]) -> Owner:
     return Owner(**dict(zip(_FIELDS, row, strict=True)))
-
-
-def boottime() -> float:
-    """Seconds since boot, suspend included: a monotonic clock would stand still in it."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.time()

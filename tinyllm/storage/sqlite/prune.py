@@ -55,6 +55,7 @@ _HIDE = """
 UPDATE traces SET trace_id = NULL, owner = NULL, epoch = epoch + 1 WHERE key = ? AND trace_id IS NOT NULL
 """
 _DELETED = "SELECT key FROM traces WHERE trace_id IS NULL"
+_ANY_DELETED = f"{_DELETED} LIMIT 1"
 _PARENT = "SELECT parent, parent_rev, graph FROM traces WHERE key = ?"
 _UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
 _FORGET = "DELETE FROM traces WHERE key = ?"
@@ -85,6 +86,11 @@ def delete(connection: sqlite3.Connection, trace: int) -> None:
     """Make `trace` invisible, and drop a first slice of what deleted traces left; `purge` drops the rest."""
     if connection.execute(_HIDE, (trace,)).rowcount:
         purge(connection)
+
+
+def buried(connection: sqlite3.Connection) -> bool:
+    """Whether there is a deleted trace of which something is left."""
+    return connection.execute(_ANY_DELETED).fetchone() is not None
 
 
 def purge(connection: sqlite3.Connection) -> bool:

@@ -1,11 +1,10 @@
 """Reading: traces, what they consist of, and any kept state of them.
 
-A function here reads what its connection sees; `Reader` gives each question one consistent view.
+All of it is read with the connection that is given; whoever gives it has opened a transaction, for one consistent view.
 """
 
 from __future__ import annotations
 
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,14 +13,12 @@ from typing import Any
 import attrs
 
 from tinyllm.errors import CheckpointDamaged, CheckpointNotFound, TraceNotFound
-from tinyllm.storage import high_water
+from tinyllm.storage import high_water, near
 from tinyllm.storage.contract import CheckpointRecord, Counts, Marks, Status, StepRow, TraceRecord
 from tinyllm.storage.framing import Frame, FrameDamaged, checksum, decode
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-
-_NEAR_AMONG = 1000
 
 _TRACE = """
 SELECT t.key, t.trace_id, t.graph_id, t.graph_version, t.graph_path, t.fingerprint, t.task_digest,
@@ -48,7 +45,8 @@ SELECT g.digest, g.body, g.crc FROM traces t LEFT JOIN graphs g ON g.digest = t.
 """
 
 _POINT = """
-SELECT id, step, status, node, created_at, label, message, activation, arrival, variable, messages, frontier, variables
+SELECT id, step, status, node, created_at, label, message, activation, arrival, variable,
+       messages, frontier, arrivals, variables
 FROM checkpoints
 """
 _POINTS = f"{_POINT} WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ? OFFSET ?"
@@ -114,8 +112,8 @@ class Catalog:
         return record
 
     def missing(self, trace_id: str) -> TraceNotFound:
-        ids = [name for (name,) in self.connection.execute(_IDS, (_NEAR_AMONG,))]
-        return TraceNotFound(trace_id, str(self._directory), difflib.get_close_matches(trace_id, ids))
+        ids = self.connection.execute(_IDS, (near.AMONG,))
+        return near.not_found(trace_id, str(self._directory), (name for (name,) in ids))
 
     def traces(
         self, prefix: str, graph_id: str | None, status: Status | None, limit: int, offset: int

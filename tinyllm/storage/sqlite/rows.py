@@ -21,8 +21,8 @@ _VARIABLE = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc)
 _STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES (?, ?, ?, ?, ?, ?)"
 _CHECKPOINT = """
 INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
-                         messages, frontier, variables, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         messages, frontier, arrivals, variables, created_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _FIRED = """
 UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_path = ?, fired_depth = ? WHERE id = ?
@@ -60,7 +60,7 @@ class Rows:
                     row.node,
                     row.message,
                     row.item,
-                    path_text(row.path) if row.path else None,
+                    path_text(row.path),
                     row.depth,
                     row.state,
                     row.attempts,
@@ -126,6 +126,7 @@ class Rows:
                 marks.variable,
                 counts.messages,
                 counts.frontier,
+                counts.arrivals,
                 counts.variables,
                 now,
             )

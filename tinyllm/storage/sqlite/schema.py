@@ -138,6 +138,7 @@ CREATE TABLE checkpoints (
     variable INTEGER NOT NULL,
     messages INTEGER NOT NULL,
     frontier INTEGER NOT NULL,
+    arrivals INTEGER NOT NULL,
     variables INTEGER NOT NULL,
     created_at REAL NOT NULL,
     label TEXT,

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import random
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from time import monotonic, sleep, time
 from typing import TypeVar
 
 from tinyllm.errors import StorageNotOpen
@@ -27,6 +27,7 @@ from tinyllm.storage.contract import (
     Write,
 )
 from tinyllm.storage.high_water import HighWaterFile, files, path_in
+from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
 from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, translated
@@ -39,6 +40,9 @@ T = TypeVar("T")
 
 _RENEW_EVERY = 1.0
 """Seconds between two renewals by commits."""
+
+_BUSY_PAUSE = 0.01
+"""Seconds between two attempts at what SQLite does not wait for by itself."""
 
 _TOKEN = "SELECT token FROM transactions"
 _SIGN = "UPDATE transactions SET token = ?"
@@ -66,6 +70,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._renewed = 0.0
         self._lease_lock = threading.Lock()
         self._leasing: sqlite3.Connection | None = None
+        self._owners: set[str] = set()
         self._marks: dict[str, HighWaterFile] = {}
         self._pid = 0
 
@@ -100,7 +105,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
 
     def _commit(self, writes: tuple[Write, ...]) -> list[Outcome]:
         connection = self._opened(self._connection)
-        now = time.time()
+        now = time()
         token = random.getrandbits(62)
         with translated(self._path):
             connection.execute("BEGIN IMMEDIATE")
@@ -123,8 +128,11 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         connection.execute("COMMIT")
 
     def _is_there(self, token: int) -> bool:
-        """Whether the transaction that wrote `token`, and whose COMMIT failed, is there all the same. Then it is made
-        durable; else it is made sure that it never will be. Raises where the disk lets neither be done."""
+        """Whether the transaction that wrote `token`, and whose COMMIT failed, is durable all the same.
+
+        If it is there, it is made so; where that is not possible within the lock time-out, the answer is no although it
+        is there. If it is not, it is made sure that it never will be. Raises where the disk lets neither be done.
+        """
         self._opened(self._connection).close()
         connection = self._connection = connect(self._path)
         connection.execute("BEGIN IMMEDIATE")
@@ -141,11 +149,16 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         if found != token:
             return False
         # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps.
-        (busy, _, _) = connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()
-        return not busy
+        # The busy time-out waits for readers of older states and for writers, but not for another's checkpoint.
+        deadline = monotonic() + LOCK_TIMEOUT
+        while connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
+            if monotonic() > deadline:
+                return False
+            sleep(_BUSY_PAUSE)
+        return True
 
     def _renew_if_due(self, writing: Writing) -> None:
-        now = owned.boottime()
+        now = boottime()
         if now - self._renewed >= _RENEW_EVERY:
             self._renewed = now
             writing.renew(now)
@@ -153,13 +166,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     def _reclaim(self, limit: int) -> int:
         connection = self._opened(self._connection)
         with translated(self._path):
-            connection.execute("BEGIN IMMEDIATE")
-            try:
-                more = prune.purge(connection)
-                connection.execute("COMMIT")
-            except BaseException:
-                _roll_back(connection)
-                raise
+            more = prune.buried(connection) and self._purge(connection)
             connection.execute(f"PRAGMA incremental_vacuum({max(int(limit), 1)})").fetchall()
             (left,) = connection.execute("PRAGMA freelist_count").fetchone()
             if not left and not more:
@@ -168,6 +175,16 @@ class SQLiteCheckpointStorage(CheckpointStorage):
                 connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
                 connection.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT * 1000:.0f}")
             return int(left) + more
+
+    def _purge(self, connection: sqlite3.Connection) -> bool:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            more = prune.purge(connection)
+            connection.execute("COMMIT")
+        except BaseException:
+            _roll_back(connection)
+            raise
+        return more
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -212,22 +229,27 @@ class SQLiteCheckpointStorage(CheckpointStorage):
 
     def _answer(self, question: Callable[[Loader], T]) -> T:
         with translated(self._path):
-            if self._reading is None:
-                self._reading = connect_reader(self._path)
-            self._reading.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
+            # A read that was queued behind the closing is refused, and opens nothing again.
+            connection = self._opened(self._reading)
+            connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
             try:
-                return question(Loader(self._reading, self._directory))
+                return question(Loader(connection, self._directory))
             finally:
-                _roll_back(self._reading)
+                _roll_back(connection)
 
     # -- ownership ---------------------------------------------------------------------------------------------
 
     def renew(self, owner: Owner) -> None:
         with self._leases() as connection:
+            # Before the lease can be seen: another store in this process would take it for a dead owner's.
+            self._owners.add(owner.id)
+            keep(owner.id)
             owned.renew(connection, owner)
 
     def retire(self, owner: Owner) -> None:
         with self._leases() as connection:
+            self._owners.discard(owner.id)
+            let_go(owner.id)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 owned.retire(connection, owner.id)
@@ -268,23 +290,20 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     def _open(self) -> None:
         if self._connection is not None:
             return
-        connection = open_database(self._directory)
-        try:
+        with ExitStack() as opened:
+            connection = open_database(self._directory)
+            opened.callback(connection.close)
             leasing = connect(self._path)
-            try:
-                with translated(self._path):
-                    # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not
-                    # safe with less than FULL.
-                    if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
-                        leasing.execute("PRAGMA synchronous = NORMAL")
-                    self._sweep(leasing)
-            except BaseException:
-                leasing.close()
-                raise
-        except BaseException:
-            connection.close()
-            raise
-        self._connection, self._leasing, self._pid = connection, leasing, os.getpid()
+            opened.callback(leasing.close)
+            with translated(self._path):
+                # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not safe
+                # with less than FULL.
+                if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+                    leasing.execute("PRAGMA synchronous = NORMAL")
+                self._sweep(leasing)
+                reading = connect_reader(self._path)
+            opened.pop_all()
+        self._connection, self._leasing, self._reading, self._pid = connection, leasing, reading, os.getpid()
 
     def _close_reading(self) -> None:
         if self._reading is not None:
@@ -296,6 +315,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             if self._leasing is not None:
                 self._leasing.close()
                 self._leasing = None
+            for owner in self._owners:
+                let_go(owner)
+            self._owners.clear()
             for marks in self._marks.values():
                 marks.close()
             self._marks.clear()

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import assert_never
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, ValueNotStorable
-from tinyllm.storage.caps import MESSAGE_CAP, too_big
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists
+from tinyllm.storage.caps import definition_too_big, too_big
 from tinyllm.storage.contract import (
     TERMINAL,
     Acquire,
@@ -131,7 +131,7 @@ class Writing:
 
     def _admit(self, write: Admit) -> Outcome:
         first = write.first
-        if refused := _refused(first) or _refused_definition(write.definition):
+        if refused := too_big(first) or definition_too_big(write.definition):
             return refused
         digest = self._define(write.definition)
         cursor = self._connection.execute(
@@ -159,7 +159,7 @@ class Writing:
 
     def _fork(self, write: Fork) -> Outcome:
         first = write.first
-        if refused := _refused(first):
+        if refused := too_big(first):
             return refused
         checkpoint = write.parent << SHIFT | write.rev
         # Pinned first: that finds out whether it is there and whether its trace was deleted.
@@ -215,7 +215,7 @@ class Writing:
         """Append deltas whose revs follow one another; what is wrong with one makes a gap before those after it."""
         refused = None
         for at, (place, append) in enumerate(run):
-            if refused := _refused(append.delta):
+            if refused := too_big(append.delta):
                 outcomes[place] = refused
                 for later, lost in run[at + 1 :]:
                     outcomes[later] = OwnershipLost(lost.trace_id)
@@ -266,7 +266,7 @@ class Writing:
     # -- ownership ---------------------------------------------------------------------------------------------
 
     def _acquire(self, write: Acquire) -> Outcome:
-        if refused := _refused_definition(write.definition):
+        if refused := definition_too_big(write.definition):
             return refused
         (before,) = self._connection.execute(_GRAPH, (write.trace,)).fetchone() or (b"",)
         digest = self._define(write.definition)
@@ -291,16 +291,3 @@ def _gapless(run: list[tuple[int, Append]]) -> Iterator[list[tuple[int, Append]]
             part = []
         part.append(entry)
     yield part
-
-
-def _refused(delta: Delta) -> ValueNotStorable | None:
-    for error in (delta.error, *(row.error for row in delta.activations), *(row.error for row in delta.changed)):
-        if error is not None and len(error) > MESSAGE_CAP:
-            return ValueNotStorable("error", f"its {len(error)} bytes exceed the {MESSAGE_CAP} that a row may have")
-    return too_big(delta)
-
-
-def _refused_definition(definition: bytes) -> ValueNotStorable | None:
-    if len(definition) <= MESSAGE_CAP:
-        return None
-    return ValueNotStorable("graph", f"its {len(definition)} bytes exceed the {MESSAGE_CAP} that a row may have")

@@ -1,0 +1,199 @@
+"""Cancelled between any two steps of any task, an execution ends at once, leaves nothing behind, and can go on."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import threading
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from tinyllm import (
+    Executor,
+    ExecutorConfig,
+    Graph,
+    GraphBuilder,
+    InMemoryCheckpointStorage,
+    SQLiteCheckpointStorage,
+)
+from tinyllm.actors import run
+from tinyllm.storage.contract import CheckpointStorage
+
+pytestmark = pytest.mark.anyio
+
+DEBUG = ExecutorConfig(debug_mutation=True)
+
+
+async def split(task: Any) -> Any:
+    return [1, 2]
+
+
+async def work(item: int) -> int:
+    await anyio.lowlevel.checkpoint()
+    return item * 10
+
+
+async def collect(items: list[int]) -> list[int]:
+    return items
+
+
+def graph() -> Graph:
+    return GraphBuilder("g").edge(split, work, for_each=True).edge(work, collect).node(collect, join="all").build()
+
+
+# -- counting steps --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def after_each_step(call: Callable[[], None]) -> Iterator[None]:
+    """Have `call` called whenever a task, of those begun from now on, has run and given the loop back.
+
+    Finer than turns of the loop, and the same number each time: waiting for a thread is no step.
+    """
+    if "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_task():
+        import trio
+
+        class Steps(trio.abc.Instrument):
+            def after_task_step(self, task: Any) -> None:
+                call()
+
+        steps = Steps()
+        trio.lowlevel.add_instrument(steps)
+        try:
+            yield
+        finally:
+            trio.lowlevel.remove_instrument(steps)
+        return
+    loop = asyncio.get_running_loop()
+
+    def counted(loop: asyncio.AbstractEventLoop, coroutine: Any, **keys: Any) -> asyncio.Task[Any]:
+        return asyncio.Task(_stepping(coroutine, call), loop=loop, **keys)
+
+    loop.set_task_factory(counted)
+    try:
+        yield
+    finally:
+        loop.set_task_factory(None)
+
+
+async def _stepping(coroutine: Coroutine[Any, Any, Any], call: Callable[[], None]) -> Any:
+    return await _driven(coroutine, call)
+
+
+@types.coroutine
+def _driven(coroutine: Coroutine[Any, Any, Any], call: Callable[[], None]) -> Generator[Any, Any, Any]:
+    sent, thrown = None, None
+    while True:
+        try:
+            waited_for = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
+        except StopIteration as done:
+            return done.value
+        finally:
+            call()
+        sent, thrown = None, None
+        try:
+            sent = yield waited_for
+        except BaseException as error:
+            thrown = error
+
+
+# -- cancelling ------------------------------------------------------------------------------------------------
+
+
+async def by_scope(call: Callable[[], Awaitable[None]], step: int) -> bool:
+    """Make `call`, and cancel the scope around it after `step` steps; whether it was still under way."""
+    taken = 0
+    scope = anyio.CancelScope()
+
+    def count() -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            scope.cancel()
+
+    async def host() -> None:
+        with scope:
+            await call()
+
+    with after_each_step(count):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(host)
+    return scope.cancelled_caught
+
+
+async def natively(call: Callable[[], Awaitable[None]], step: int) -> bool:
+    """The same, by asyncio's own cancellation, which comes through any shield."""
+    taken = 0
+
+    def count() -> None:
+        nonlocal taken
+        taken += 1
+        if taken == step:
+            task.cancel()
+
+    async def host() -> None:
+        await call()
+
+    with after_each_step(count):
+        task = asyncio.create_task(host())
+        await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+    return task.cancelled()
+
+
+def leases() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("lease ")]
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[CheckpointStorage]:
+    made = InMemoryCheckpointStorage() if request.param == "memory" else SQLiteCheckpointStorage(tmp_path)
+    await made.initialize()
+    yield made
+    await made.close()
+
+
+@pytest.mark.parametrize("mode", ["bare", "entered", "shared"])
+@pytest.mark.parametrize("cancelled", [by_scope, natively])
+async def test_cancelled_after_any_step(
+    cancelled: Callable[[Callable[[], Awaitable[None]], int], Awaitable[bool]],
+    mode: str,
+    store: CheckpointStorage,
+    anyio_backend: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if cancelled is natively and anyio_backend == "trio":
+        pytest.skip("trio has no cancellation but scopes")
+    monkeypatch.setattr(run, "GRACE_SECONDS", 60.0)  # who waits for what never comes is not saved by it here
+    async with Executor(graph(), DEBUG, store) as other:
+
+        async def call() -> None:
+            executor = other if mode == "shared" else Executor(graph(), DEBUG, store)
+            if mode == "entered":
+                async with executor:
+                    await executor.execute("task", trace_id=trace_id)
+            else:
+                await executor.execute("task", trace_id=trace_id)
+
+        step, under_way = 0, True
+        tasks_before = len(anyio.get_running_tasks())
+        while under_way:
+            step += 1
+            trace_id = f"t{step}"
+            with anyio.fail_after(10):
+                under_way = await cancelled(call, step)
+            assert len(anyio.get_running_tasks()) == tasks_before, f"after step {step}"
+            assert len(leases()) == 1, f"after step {step}"
+            record = await store.trace(trace_id)
+            assert record is None or record.owner is None, f"after step {step}"
+            response = await other.execute("task", trace_id=trace_id)
+            assert (response.status, response.value) == ("completed", [10, 20]), f"after step {step}"
+    assert step > 20

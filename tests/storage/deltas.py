@@ -173,8 +173,8 @@ class Writer:
         self.live |= {row.seq: row for row in rows}
         for name in fire:
             seq = self.rounds.pop(name)
-            fired.append(Fired(seq, identity(self.trace_id, seq), path, depth))
-            self.live[seq] = attrs.evolve(self.live[seq], id=fired[-1].id, path=path, depth=depth, state="planned")
+            fired.append(Fired(seq, identity(self.trace_id, seq), depth))
+            self.live[seq] = attrs.evolve(self.live[seq], id=fired[-1].id, depth=depth, state="planned")
         changes = [StateChange(seq, state, self.live[seq].attempts + 1, b"error") for seq, state in change]
         for new in changes:
             self.live[new.activation] = attrs.evolve(

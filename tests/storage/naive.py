@@ -72,7 +72,7 @@ class NaiveTrace:
         self.messages |= {row.seq: row for row in delta.messages}
         for fired in delta.fired:
             self.live[fired.activation] = attrs.evolve(
-                self.live[fired.activation], id=fired.id, path=fired.path, depth=fired.depth, state="planned"
+                self.live[fired.activation], id=fired.id, depth=fired.depth, state="planned"
             )
         for change in delta.changed:
             self.live[change.activation] = attrs.evolve(

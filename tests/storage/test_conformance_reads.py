@@ -202,7 +202,7 @@ async def test_a_round_is_buffered_until_it_fires(storage: CheckpointStorage) ->
     (round_,) = fired.frontier
     assert round_.state == "planned"
     assert len(round_.id) == 16
-    assert (round_.path, round_.depth) == ((3,), 3)
+    assert (round_.path, round_.depth) == ((), 3)
     assert [row.message for row in fired.arrivals] == [2, None, 3]
     assert {seq: row.body for seq, row in fired.messages.items()} == {2: b'"first"', 3: b'"last"'}
     assert (await storage.load("t")).arrivals == ()

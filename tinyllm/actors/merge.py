@@ -57,7 +57,7 @@ def _applied(rows: Iterable[ActivationRow], delta: Delta) -> list[ActivationRow]
     applied = []
     for row in rows:
         if change := fired.get(row.seq):
-            row = attrs.evolve(row, id=change.id, path=change.path, depth=change.depth, state="planned")
+            row = attrs.evolve(row, id=change.id, depth=change.depth, state="planned")
         if state := changed.get(row.seq):
             row = attrs.evolve(row, state=state.state, attempts=state.attempts, error=state.error)
         applied.append(row)

@@ -381,14 +381,11 @@ class Plan:
             fired = Fired(
                 round_.seq,
                 self.joins.round_id(self.trace_id, self.generation, round_),
-                (),  # out of every fan-out: it waited for all of each
                 1 + max(a.depth for a in arrivals),
             )
             delta.fired.append(fired)
             sources, reads = _joined(arrivals)
-            self._add(
-                Activation(round_.seq, fired.id, node, sources, reads, fired.path, fired.depth, 0, self.number + 1)
-            )
+            self._add(Activation(round_.seq, fired.id, node, sources, reads, (), fired.depth, 0, self.number + 1))
 
     # -- variables ---------------------------------------------------------------------------------------------
 

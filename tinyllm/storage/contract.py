@@ -82,11 +82,10 @@ class ArrivalRow:
 
 @attrs.frozen
 class Fired:
-    """A buffered round has become a planned activation."""
+    """A buffered round has become a planned activation. Its path is empty: it waited for all of every fan-out."""
 
     activation: int
     id: bytes
-    path: tuple[int, ...]
     depth: int
 
 

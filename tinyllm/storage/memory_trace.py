@@ -120,7 +120,7 @@ class Trace:
         for fired in delta.fired:
             round_ = self.live[fired.activation]
             round_.fired = rev
-            round_.now = attrs.evolve(round_.now, id=fired.id, path=fired.path, depth=fired.depth, state="planned")
+            round_.now = attrs.evolve(round_.now, id=fired.id, depth=fired.depth, state="planned")
         for change in delta.changed:
             activation = self.live[change.activation]
             activation.now = attrs.evolve(

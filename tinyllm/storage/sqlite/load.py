@@ -12,7 +12,7 @@ from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 _ACTIVATION = """
 SELECT id, hash, node, message, item, path, depth, state, attempts, error,
-       fired_rev, fired_hash, fired_path, fired_depth
+       fired_rev, fired_hash, fired_depth
 FROM activations
 """
 # Left to itself, SQLite would walk through all rows of the trace: it knows that `id` is the row's own.
@@ -170,7 +170,7 @@ def _activation(row: tuple[Any, ...], record: TraceRecord, point: Point) -> Acti
     else:
         state_then = "planned"
         if fired:
-            hash_, path, depth = fired_with
+            hash_, depth = fired_with
     now = point.rev == record.rev
     if not now or error is None:
         reason = None

@@ -25,7 +25,7 @@ INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arr
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _FIRED = """
-UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_path = ?, fired_depth = ? WHERE id = ?
+UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_depth = ? WHERE id = ?
 """
 _CHANGED = "UPDATE activations SET state = ?, attempts = ?, error = ? WHERE id = ?"
 _ENDED = "UPDATE activations SET done_rev = ? WHERE id = ?"
@@ -80,7 +80,7 @@ class Rows:
                 )
             )
         for fired in delta.fired:
-            self.fired.append((rev, fired.id, path_text(fired.path), fired.depth, first | fired.activation))
+            self.fired.append((rev, fired.id, fired.depth, first | fired.activation))
         for change in delta.changed:
             self.changed.append((change.state, change.attempts, frame(change.error), first | change.activation))
         for activation in delta.ended:

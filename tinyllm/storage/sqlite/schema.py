@@ -87,7 +87,6 @@ CREATE TABLE activations (
     done_rev INTEGER,
     fired_rev INTEGER,
     fired_hash BLOB,
-    fired_path TEXT,
     fired_depth INTEGER
 );
 CREATE INDEX activations_live ON activations (id) WHERE done_rev IS NULL;

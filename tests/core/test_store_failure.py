@@ -1,0 +1,177 @@
+"""A store that fails and is mended: the process that was executing goes on with its own trace."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import anyio
+import attrs
+import pytest
+
+from tinyllm import (
+    Executor,
+    ExecutorConfig,
+    Graph,
+    GraphBuilder,
+    InMemoryCheckpointStorage,
+    SQLiteCheckpointStorage,
+    StorageError,
+    StorageFailed,
+    TraceOwned,
+)
+from tinyllm.actors.events import Event, TraceStarted
+from tinyllm.core import trace
+from tinyllm.storage.contract import Acquire, Acquired, CheckpointStorage, Outcome, Owner, Write
+from tinyllm.storage.owners import this_process
+
+pytestmark = pytest.mark.anyio
+
+# In `sync` mode each node waits for the commit of the one before: what is durable when the store fails is certain.
+SYNC = ExecutorConfig(durability="sync", debug_mutation=True)
+
+
+class BreakingMemory(InMemoryCheckpointStorage):
+    broken = False
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        if self.broken:
+            raise StorageError("disk full")
+        return await super().commit(writes)
+
+    def retire(self, owner: Owner) -> None:
+        if self.broken:
+            raise StorageError("disk full")
+        super().retire(owner)
+
+
+class BreakingSQLite(SQLiteCheckpointStorage):
+    broken = False
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        if self.broken:
+            raise StorageError("disk full")
+        return await super().commit(writes)
+
+    def retire(self, owner: Owner) -> None:
+        if self.broken:
+            raise StorageError("disk full")
+        super().retire(owner)
+
+
+Breaking = BreakingMemory | BreakingSQLite
+
+
+@pytest.fixture(params=["memory", "sqlite"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Breaking]:
+    made: Breaking = BreakingMemory() if request.param == "memory" else BreakingSQLite(tmp_path)
+    await made.initialize()
+    yield made
+    await made.close()
+
+
+def breaking(store: Breaking) -> tuple[Graph, list[str]]:
+    """A graph whose second node breaks the store, the first time; and which nodes were called."""
+    calls: list[str] = []
+
+    async def first(value: Any) -> Any:
+        calls.append("first")
+        return value
+
+    async def second(value: Any) -> Any:
+        store.broken = "second" not in calls
+        calls.append("second")
+        return value
+
+    async def third(value: Any) -> Any:
+        calls.append("third")
+        return value
+
+    return GraphBuilder("g").chain(first, second, third).build(), calls
+
+
+@pytest.mark.parametrize("mended", ["before the executor ends", "after it"])
+@pytest.mark.parametrize("resume", [True, False])
+async def test_the_next_executor_of_the_process_goes_on(store: Breaking, mended: str, resume: bool) -> None:
+    graph, calls = breaking(store)
+    async with Executor(graph, SYNC, store) as executor:
+        with pytest.raises(StorageFailed, match="disk full") as caught:
+            await executor.execute("task", trace_id="t")
+        assert caught.value.step == 1
+        store.broken = mended == "after it"
+    store.broken = False
+    heard: list[Event] = []
+    async with Executor(graph, SYNC, store, on_event=heard.append) as executor:
+        with anyio.fail_after(10):
+            call = executor.resume_from_checkpoint("t") if resume else executor.execute("task", trace_id="t")
+            assert (await call).status == "completed"
+    assert heard[0] == TraceStarted("t", True, kept=1, again=0, lost=1, changes=(), waiting={"second": 1})
+    assert calls == ["first", "second", "second", "third"]
+
+
+@pytest.mark.parametrize("bare", [True, False])
+async def test_the_same_executor_goes_on(store: Breaking, bare: bool) -> None:
+    graph, calls = breaking(store)
+    heard: list[Event] = []
+    executor = Executor(graph, SYNC, store, on_event=heard.append)
+
+    async def fail_and_go_on() -> None:
+        with pytest.raises(StorageFailed, match="disk full"):
+            await executor.execute("task", trace_id="t")
+        store.broken = False
+        with anyio.fail_after(10):
+            assert (await executor.execute("task", trace_id="t")).status == "completed"
+
+    if bare:
+        await fail_and_go_on()
+    else:
+        async with executor:
+            await fail_and_go_on()
+    started = [event for event in heard if isinstance(event, TraceStarted)]
+    assert started[1] == TraceStarted("t", True, kept=1, again=0, lost=1, changes=(), waiting={"second": 1})
+    assert calls == ["first", "second", "second", "third"]
+
+
+async def test_stop_reaches_a_call_that_waits_for_an_owner_elsewhere(
+    store: Breaking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trace, "OWNER_POLL_SECONDS", 3600.0)
+    graph, _ = breaking(store)
+    async with Executor(graph, SYNC, store) as executor:
+        with pytest.raises(StorageFailed):
+            await executor.execute("task", trace_id="t")
+        store.broken = False
+    await taken_elsewhere(store, graph)
+    executor = Executor(graph, SYNC, store)
+    waiting = anyio.Event()
+    look = store.trace
+
+    async def looked(trace_id: str) -> Any:
+        record = await look(trace_id)
+        waiting.set()
+        return record
+
+    monkeypatch.setattr(store, "trace", looked)
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks:
+
+            async def resume() -> None:
+                with pytest.raises(TraceOwned, match="on elsewhere since"):
+                    await executor.resume_from_checkpoint("t")
+
+            tasks.start_soon(resume)
+            await waiting.wait()
+            executor.stop()
+    await executor.close()
+
+
+async def taken_elsewhere(store: CheckpointStorage, graph: Graph) -> None:
+    """Another host, of which nothing can be seen from here, becomes the owner of `t`."""
+    owner = attrs.evolve(this_process(), host="elsewhere", boot_id="another")
+    record = await store.trace("t")
+    assert record is not None
+    store.renew(owner)
+    write = Acquire(record.trace, "t", record.epoch, owner.id, graph.fingerprint, graph.definition, None)
+    (outcome,) = await store.commit([write])
+    assert isinstance(outcome, Acquired)

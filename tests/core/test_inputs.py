@@ -153,7 +153,7 @@ async def test_a_payload_just_over_the_cap_fails_its_node(stored: bool) -> None:
 
     store = InMemoryCheckpointStorage() if stored else None
     async with Executor(GraphBuilder("g").chain(make, echo).build(), DEBUG, store) as executor:
-        with pytest.raises(ExecutionError, match="is larger than 64 MiB") as caught:
+        with pytest.raises(ExecutionError, match="more than the 67,108,864 allowed") as caught:
             await executor.execute("task", trace_id="t")
         assert (caught.value.node_id, caught.value.step) == ("make", 0)
         wanted = False

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 
@@ -131,6 +132,41 @@ async def test_the_same_executor_goes_on(store: Breaking, bare: bool) -> None:
     started = [event for event in heard if isinstance(event, TraceStarted)]
     assert started[1] == TraceStarted("t", True, kept=1, again=0, lost=1, changes=(), waiting={"second": 1})
     assert calls == ["first", "second", "second", "third"]
+
+
+@pytest.mark.parametrize("changed", [True, False])
+async def test_a_fork_that_cannot_be_read_is_let_go(
+    store: Breaking, changed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, calls = breaking(store)
+    calls.append("second")  # so that it breaks nothing
+    async with Executor(graph, SYNC, store) as executor:
+        await executor.execute("task", trace_id="t")
+    accepted = attrs.evolve(graph, version="2", variables={"k": "append"}) if changed else graph
+    load = store.load
+
+    async def unreadable(trace_id: str, rev: int | None = None) -> Any:
+        if trace_id == "f":
+            raise StorageError("unreadable")
+        return await load(trace_id, rev)
+
+    async with Executor(accepted, SYNC, store) as executor:
+        with monkeypatch.context() as patched:
+            patched.setattr(store, "load", unreadable)
+            with pytest.raises(StorageError, match="unreadable"):
+                await executor.fork("t", at="second", new_trace_id="f", accept_graph_change=True)
+        with anyio.fail_after(10):
+            while (await owner_of(store, "f")) is not None:
+                await anyio.lowlevel.checkpoint()
+        async with Executor(accepted, SYNC, store) as other:
+            response = await other.fork("t", at="second", new_trace_id="f", accept_graph_change=True)
+        assert response.status == "completed"
+
+
+async def owner_of(store: CheckpointStorage, trace_id: str) -> Owner | None:
+    record = await store.trace(trace_id)
+    assert record is not None
+    return record.owner
 
 
 async def test_stop_reaches_a_call_that_waits_for_an_owner_elsewhere(

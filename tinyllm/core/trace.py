@@ -118,9 +118,11 @@ class TraceCall:
         write = Fork(parent=parent.trace, rev=point.rev, trace_id=name, owner=engine.owner_id, first=delta)
         self._client.trace_id = name
         forked = await engine.ask(name, write, Admitted)
-        with self._given_back(name, forked.trace, forked.epoch):
-            if noted:  # the fork is recorded with its parent's graph
-                await self._acquire(forked.trace, name, forked.epoch)
+        epoch = forked.epoch
+        if noted:  # the fork is recorded with its parent's graph
+            with self._given_back(name, forked.trace, epoch):
+                epoch = await self._acquire(forked.trace, name, epoch)
+        with self._given_back(name, forked.trace, epoch):
             plan, snapshot = await self._restored(name)
         return await self._go(plan, snapshot, noted, again=0, lost=0)
 

@@ -179,8 +179,12 @@ async def test_run_sync_beside_the_shared_actors_of_another_loop(tmp_path: Path)
 # -- errors ----------------------------------------------------------------------------------------------------
 
 
+class Odd(BaseException):
+    """As what a test framework raises to end a test."""
+
+
 @pytest.mark.parametrize("stored", [True, False])
-@pytest.mark.parametrize("error", [ValueError("mine"), SystemExit(3), KeyError("k")])
+@pytest.mark.parametrize("error", [ValueError("mine"), SystemExit(3), KeyError("k"), Odd()])
 async def test_an_error_raised_in_the_block_comes_out_as_it_is(error: BaseException, stored: bool) -> None:
     with pytest.raises(type(error)) as caught:
         async with Executor(chain(echo), DEBUG, InMemoryCheckpointStorage() if stored else None):

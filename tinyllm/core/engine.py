@@ -88,7 +88,9 @@ class Engine:
                 try:
                     self._start(actors, shields)
                     yield
-                except (Exception, SystemExit, KeyboardInterrupt) as raised:
+                except BaseException as raised:
+                    if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
+                        raise
                     error = raised  # carried past the task group, which would wrap it in a group
                 finally:
                     await self._shut_down(shields)

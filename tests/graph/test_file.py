@@ -233,7 +233,7 @@ def test_files_that_are_no_text_files(folder: Path, monkeypatch: pytest.MonkeyPa
     assert message(folder) == f"{folder}: is a directory; name a graph file (YAML)"
     assert message(folder / "missing.yaml") == f"{folder / 'missing.yaml'}: there is no such file"
     assert message("/dev/null") == "/dev/null: is no regular file; name a graph file (YAML)"
-    assert message("a\0b").endswith("cannot be read: embedded null byte")
+    assert "cannot be read: embedded null" in message("a\0b")
     path = folder / "bytes.yaml"
     path.write_bytes("id: é\nname: ".encode() + b"\xff\n")
     assert message(path) == f"{path}:2:7: is not UTF-8 text; save it as UTF-8"

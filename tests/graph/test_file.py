@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -233,7 +234,7 @@ def test_files_that_are_no_text_files(folder: Path, monkeypatch: pytest.MonkeyPa
     assert message(folder) == f"{folder}: is a directory; name a graph file (YAML)"
     assert message(folder / "missing.yaml") == f"{folder / 'missing.yaml'}: there is no such file"
     assert message("/dev/null") == "/dev/null: is no regular file; name a graph file (YAML)"
-    assert "cannot be read: embedded null" in message("a\0b")
+    assert re.search("cannot be read: .*embedded null", message("a\0b"))  # Pythons differ in the words between
     path = folder / "bytes.yaml"
     path.write_bytes("id: é\nname: ".encode() + b"\xff\n")
     assert message(path) == f"{path}:2:7: is not UTF-8 text; save it as UTF-8"

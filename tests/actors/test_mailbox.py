@@ -43,10 +43,13 @@ async def test_posting_to_nobody_is_told() -> None:
 
 async def test_an_answer_to_somebody_who_has_gone_is_no_harm() -> None:
     send, receive = anyio.create_memory_object_stream[int](1)
+    reply(send, 1)
+    assert receive.receive_nowait() == 1
     receive.close()
-    reply(send, 1)
+    reply(send, 2)
+    assert send.statistics().current_buffer_used == 0
     send.close()
-    reply(send, 1)
+    reply(send, 3)
 
 
 async def test_taking_gives_all_that_has_come_in_order() -> None:

@@ -270,6 +270,7 @@ async def test_a_writer_whose_senders_leak_ends_at_its_deadline() -> None:
             tasks.start_soon(StorageWriter(Noting(), receive, shield, keep=1).run)
             await until_idle()
             shield.deadline = anyio.current_time()
+    assert shield.cancelled_caught
 
 
 async def test_a_run_that_has_gone_is_no_harm() -> None:

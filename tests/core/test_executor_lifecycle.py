@@ -334,12 +334,18 @@ async def test_stop_many_times_while_a_node_runs() -> None:
         begun.set()
         await go_on.wait()
 
+    told: list[str] = []
+
+    async def execute(executor: Executor) -> None:
+        told.append((await executor.execute("task")).status)
+
     async with Executor(chain(work, in_loop), DEBUG) as executor, anyio.create_task_group() as tasks:
-        tasks.start_soon(executor.execute, "task")
+        tasks.start_soon(execute, executor)
         await begun.wait()
         for _ in range(500):
             executor.stop()
         go_on.set()
+    assert told == ["interrupted"]
 
 
 async def test_stop_of_a_bare_executor_stops_its_calls() -> None:

@@ -33,35 +33,28 @@ pytestmark = pytest.mark.anyio
 SYNC = ExecutorConfig(durability="sync", debug_mutation=True)
 
 
-class BreakingMemory(InMemoryCheckpointStorage):
+class Breaking(CheckpointStorage):
+    """What a full disk refuses, in front of a real store."""
+
     broken = False
 
     async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
         if self.broken:
             raise StorageError("disk full")
-        return await super().commit(writes)
+        return await super().commit(writes)  # type: ignore[safe-super]
 
     def retire(self, owner: Owner) -> None:
         if self.broken:
             raise StorageError("disk full")
-        super().retire(owner)
+        super().retire(owner)  # type: ignore[safe-super]
 
 
-class BreakingSQLite(SQLiteCheckpointStorage):
-    broken = False
-
-    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
-        if self.broken:
-            raise StorageError("disk full")
-        return await super().commit(writes)
-
-    def retire(self, owner: Owner) -> None:
-        if self.broken:
-            raise StorageError("disk full")
-        super().retire(owner)
+class BreakingMemory(Breaking, InMemoryCheckpointStorage):
+    pass
 
 
-Breaking = BreakingMemory | BreakingSQLite
+class BreakingSQLite(Breaking, SQLiteCheckpointStorage):
+    pass
 
 
 @pytest.fixture(params=["memory", "sqlite"])

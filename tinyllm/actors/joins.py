@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import cache
 
 import attrs
@@ -121,3 +121,9 @@ class Joins:
                     found.add(END)
                 todo.extend(self._graph.successors[here])
         return frozenset(found)
+
+
+def joined(arrivals: Iterable[Arrival]) -> tuple[tuple[tuple[int, str], ...], Captured]:
+    """What a fired round reads: where it came from, and the list of it."""
+    brought = [(arrival.message, arrival) for arrival in arrivals if arrival.message is not None]
+    return tuple((seq, a.source) for seq, a in brought), Captured(parts=tuple(a.input for _, a in brought))

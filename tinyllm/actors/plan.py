@@ -13,7 +13,7 @@ from typing import Any, Literal
 import attrs
 
 from tinyllm.actors.draft import Draft, decode_order
-from tinyllm.actors.joins import NOTHING, Arrival, Joins
+from tinyllm.actors.joins import NOTHING, Arrival, Joins, joined
 from tinyllm.actors.routes import Names, Route, Router
 from tinyllm.errors import ConditionError, ExitNotReached, NodeError
 from tinyllm.graph.definition import AFTER, END, Graph, after, is_undecided
@@ -168,7 +168,7 @@ class Plan:
             if row.state == "buffered":
                 continue
             if row.message is None:
-                sources, reads = _joined(self.joins.restored(row.seq))
+                sources, reads = joined(self.joins.restored(row.seq))
             else:
                 reads = inputs[row.message] if row.item is None else inputs[row.message].item(row.item)
                 sources = ((row.message, snapshot.messages[row.message].node),)
@@ -384,7 +384,7 @@ class Plan:
                 1 + max(a.depth for a in arrivals),
             )
             delta.fired.append(fired)
-            sources, reads = _joined(arrivals)
+            sources, reads = joined(arrivals)
             self._add(Activation(round_.seq, fired.id, node, sources, reads, (), fired.depth, 0, self.number + 1))
 
     # -- variables ---------------------------------------------------------------------------------------------
@@ -411,9 +411,3 @@ class Plan:
                 (activation.depth, activation.path, self.graph.place[activation.node], activation.id.hex(), ordinal),
             )
         return versions
-
-
-def _joined(arrivals: Iterable[Arrival]) -> tuple[tuple[tuple[int, str], ...], Captured]:
-    """What a fired round reads: where it came from, and the list of it."""
-    brought = [(arrival.message, arrival) for arrival in arrivals if arrival.message is not None]
-    return tuple((seq, a.source) for seq, a in brought), Captured(parts=tuple(a.input for _, a in brought))

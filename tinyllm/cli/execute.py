@@ -29,7 +29,7 @@ from tinyllm.cli.options import (
     task_option,
     together,
 )
-from tinyllm.cli.report import DONE, FAILED, INTERRUPTED, PAUSED
+from tinyllm.cli.report import DONE, FAILED, INTERRUPTED
 
 if TYPE_CHECKING:
     from tinyllm.cli.drive import Job
@@ -222,9 +222,6 @@ def _conclude(response: TaskResponse) -> int:
         case "interrupted":
             click.echo(f"continue with:\n  {again}", err=True)
             return INTERRUPTED
-        case "paused":
-            click.echo(f"{response.trace_id} is paused: it waits for an answer\n  {again}", err=True)
-            return PAUSED
         case _:
             return FAILED
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tinyllm.errors import ExecutionError
     from tinyllm.graph.messages import ErrorInfo
 
-DONE, FAILED, USAGE, PAUSED, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
+DONE, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 4, 130
 
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>.+)$', re.MULTILINE)
 

@@ -13,8 +13,11 @@ if TYPE_CHECKING:
     from tinyllm.core.config import ExecutorConfig
     from tinyllm.core.executor import Executor
     from tinyllm.errors import (
+        AlreadyAnswered,
         AmbiguousTrace,
+        AnswerRefused,
         CheckpointDamaged,
+        CheckpointInUse,
         CheckpointNotFound,
         ConditionError,
         ConfigError,
@@ -26,15 +29,20 @@ if TYPE_CHECKING:
         GraphChanged,
         GraphError,
         InvalidGraph,
+        LimitReached,
         NodeError,
         NodeMissing,
+        NodeTimeout,
+        NothingToRun,
         OwnershipLost,
+        QuestionNotOpen,
         StorageError,
         StorageFailed,
         StorageNotOpen,
         StoragePathError,
         StoreMissing,
         TinyLLMError,
+        TraceEnded,
         TraceExists,
         TraceMismatch,
         TraceNotFound,
@@ -46,9 +54,10 @@ if TYPE_CHECKING:
         ValueNotStorable,
     )
     from tinyllm.graph.build import GraphBuilder
-    from tinyllm.graph.definition import Edge, Graph, Node
+    from tinyllm.graph.definition import Edge, Graph, Limits, Node, Retry
     from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload, TaskResponse
-    from tinyllm.graph.node import NodeContext, Result, Send, node
+    from tinyllm.graph.node import NodeContext, Pause, Result, Send, lifespan, node
+    from tinyllm.graph.questions import Question
     from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, StorageConfig
     from tinyllm.storage.memory import InMemoryCheckpointStorage
     from tinyllm.storage.sqlite import SQLiteCheckpointStorage
@@ -60,9 +69,10 @@ _HOMES = {
     "tinyllm.core.config": ["ExecutorConfig"],
     "tinyllm.core.executor": ["Executor"],
     "tinyllm.graph.build": ["GraphBuilder"],
-    "tinyllm.graph.definition": ["Edge", "Graph", "Node"],
+    "tinyllm.graph.definition": ["Edge", "Graph", "Limits", "Node", "Retry"],
     "tinyllm.graph.messages": ["ErrorInfo", "Message", "MessagePayload", "TaskPayload", "TaskResponse"],
-    "tinyllm.graph.node": ["NodeContext", "Result", "Send", "node"],
+    "tinyllm.graph.node": ["NodeContext", "Pause", "Result", "Send", "lifespan", "node"],
+    "tinyllm.graph.questions": ["Question"],
     "tinyllm.storage.contract": ["CheckpointRecord", "CheckpointStorage", "StorageConfig"],
     "tinyllm.storage.memory": ["InMemoryCheckpointStorage"],
     "tinyllm.storage.sqlite": ["SQLiteCheckpointStorage"],
@@ -72,8 +82,11 @@ _HOMES = {
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
+    "AlreadyAnswered",
     "AmbiguousTrace",
+    "AnswerRefused",
     "CheckpointDamaged",
+    "CheckpointInUse",
     "CheckpointNotFound",
     "CheckpointRecord",
     "CheckpointStorage",
@@ -94,14 +107,22 @@ __all__ = [
     "GraphError",
     "InMemoryCheckpointStorage",
     "InvalidGraph",
+    "LimitReached",
+    "Limits",
     "Message",
     "MessagePayload",
     "Node",
     "NodeContext",
     "NodeError",
     "NodeMissing",
+    "NodeTimeout",
+    "NothingToRun",
     "OwnershipLost",
+    "Pause",
+    "Question",
+    "QuestionNotOpen",
     "Result",
+    "Retry",
     "SQLiteCheckpointStorage",
     "Send",
     "StorageConfig",
@@ -113,6 +134,7 @@ __all__ = [
     "TaskPayload",
     "TaskResponse",
     "TinyLLMError",
+    "TraceEnded",
     "TraceExists",
     "TraceMismatch",
     "TraceNotFound",
@@ -123,6 +145,7 @@ __all__ = [
     "ValueNotReadable",
     "ValueNotStorable",
     "__version__",
+    "lifespan",
     "load_graph",
     "node",
 ]

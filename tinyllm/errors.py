@@ -171,6 +171,32 @@ class NodeError(TinyLLMError):
 
 
 @attrs.define(eq=False)
+class NodeTimeout(TinyLLMError):
+    """One attempt at a node took longer than the node's `timeout`."""
+
+    node_id: str
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"{self.node_id}: not done after {self.seconds:g} s, its timeout"
+
+
+@attrs.define(eq=False)
+class LimitReached(TinyLLMError):
+    """A trace came to one of its graph's `limits` before its end."""
+
+    limit: str
+    value: float
+
+    def __str__(self) -> str:
+        unit = " s" if self.limit == "timeout" else ""
+        return (
+            f"limits.{self.limit} of {self.value:g}{unit} is reached; "
+            "raise it in the graph and resume, if the trace is meant to go on"
+        )
+
+
+@attrs.define(eq=False)
 class ExitNotReached(TinyLLMError):
     """Nothing is left to run, and no exit was reached."""
 
@@ -256,6 +282,18 @@ class CheckpointNotFound(TinyLLMError):
 
 
 @attrs.define(eq=False)
+class CheckpointInUse(TinyLLMError):
+    """A checkpoint cannot be dropped."""
+
+    trace_id: str
+    rev: int
+    reason: str
+
+    def __str__(self) -> str:
+        return f"checkpoint {self.trace_id}@{self.rev} stays: {self.reason}"
+
+
+@attrs.define(eq=False)
 class TraceExists(TinyLLMError):
     """A trace of that id is already in the store (which of the two wins is the caller's to decide)."""
 
@@ -275,6 +313,73 @@ class TraceMismatch(TinyLLMError):
 
     def __str__(self) -> str:
         return f"trace {self.trace_id!r} exists with another {self.what}; nothing was run: {self.remedy}"
+
+
+@attrs.define(eq=False)
+class TraceEnded(TinyLLMError):
+    """The trace has ended: there is nothing to pause, cancel or answer."""
+
+    trace_id: str
+    status: str
+
+    def __str__(self) -> str:
+        return f"trace {self.trace_id!r} is {self.status}; nothing of it waits or runs any more"
+
+
+@attrs.define(eq=False)
+class NothingToRun(TinyLLMError):
+    """A trace that was saved by hand has no frontier: there is nothing that a graph could go on with."""
+
+    trace_id: str
+
+    def __str__(self) -> str:
+        return (
+            f"trace {self.trace_id!r} was saved by hand and has nothing to run; "
+            "restore its context with CheckpointManager.restore_context(), or execute a task under another id"
+        )
+
+
+# -- questions -------------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class QuestionNotOpen(TinyLLMError):
+    """No question of that name waits for an answer, or several do. `open` names those that wait."""
+
+    trace_id: str
+    name: str
+    open: Sequence[str] = ()
+    several: bool = False
+
+    def __str__(self) -> str:
+        what = "names several questions" if self.several else "is no open question"
+        hint = f"; open are: {', '.join(self.open)}" if self.open else "; no question is open"
+        return f"{self.name!r} {what} of trace {self.trace_id!r}{hint}"
+
+
+@attrs.define(eq=False)
+class AlreadyAnswered(TinyLLMError):
+    """Somebody else answered the question first; that answer stands."""
+
+    trace_id: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"question {self.name!r} of trace {self.trace_id!r} was answered before; that answer stands"
+
+
+@attrs.define(eq=False)
+class AnswerRefused(TinyLLMError):
+    """An answer does not fit the schema that its question came with. Nothing was recorded."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the answer to {self.name!r} does not fit: {self.reason}"
+
+
+# -- ownership -------------------------------------------------------------------------------------------------
 
 
 @attrs.define(eq=False)

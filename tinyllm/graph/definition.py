@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from functools import cached_property
 from typing import Any, Literal
 
@@ -33,8 +34,36 @@ def is_undecided(name: str) -> bool:
 
 
 @attrs.frozen(kw_only=True)
+class Retry:
+    """How often a node is tried, and how long it waits in between: `initial`, then `factor` times as long each time, at
+    most `max` (seconds); of that, a part between none and `jitter` of the whole is left out, so that many nodes that
+    failed together do not come back together.
+
+    `on` names the exceptions that are tried again, by their class or one of its bases; empty: all.
+    """
+
+    max_attempts: int
+    initial: float = 1.0
+    factor: float = 2.0
+    max: float = 60.0
+    jitter: float = 0.5
+    on: tuple[str, ...] = ()
+
+
+@attrs.frozen(kw_only=True)
+class Limits:
+    """What bounds a trace; None: nothing does. `max_steps` counts within a generation, `timeout` is seconds of
+    execution (not of pauses), `max_concurrency` how many activations run at once."""
+
+    max_steps: int | None = None
+    timeout: float | None = None
+    max_concurrency: int | None = None
+
+
+@attrs.frozen(kw_only=True)
 class Node:
-    """One unit of work. `effects=None` means what its kind or function says."""
+    """One unit of work. `effects=None` means what its kind or function says; `timeout` is seconds for one attempt;
+    `on_error` is the node that gets the failure when the last attempt has failed."""
 
     id: str
     type: str = "function"
@@ -46,6 +75,9 @@ class Node:
     max_concurrency: int | None = None
     effects: bool | None = None
     targets: tuple[str, ...] = ()
+    retry: Retry | None = None
+    timeout: float | None = None
+    on_error: str | None = None
 
     @property
     def call(self) -> str:
@@ -78,7 +110,14 @@ class Graph:
     metadata: Mapping[str, Any] = attrs.field(factory=dict)
     allow_cycles: bool = False
     variables: Mapping[str, Reducer] = attrs.field(factory=dict)
+    history: int | None = None
+    """How many of the newest messages a trace keeps: None all, 0 none."""
+    limits: Limits = attrs.field(factory=Limits)
+    protected: tuple[str, ...] = ()
+    """Nodes that tools which rewrite graphs must leave as they are; nothing here reads it."""
     functions: Mapping[str, NodeFunction] = attrs.field(factory=dict)
+    lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+    """What makes `context.deps` for as long as an executor runs, where the executor was given none."""
     path: str | None = None
     """The absolute path of the file it was loaded from."""
 
@@ -110,9 +149,11 @@ class Graph:
 
     @cached_property
     def successors(self) -> Mapping[str, frozenset[str]]:
-        """Every node that a node's result may reach directly, by an edge or by a declared target."""
+        """Every node that a node's result, or its failure, may reach directly."""
         return {
-            node.id: frozenset(node.targets) | {e.to_node for e in self.outgoing[node.id]}
+            node.id: frozenset(node.targets)
+            | {e.to_node for e in self.outgoing[node.id]}
+            | ({node.on_error} if node.on_error else set())
             for node in self.nodes.values()
         }
 
@@ -155,7 +196,9 @@ class Graph:
         versions = {n.id: f.version for n in self.nodes.values() if (f := self.function(n)) and f.version is not None}
         return {
             "nodes": {
-                n.id: {"type": n.type, "join": n.join, "targets": sorted(n.targets)} for n in self.nodes.values()
+                n.id: {"type": n.type, "join": n.join, "targets": sorted(n.targets)}
+                | ({"on_error": n.on_error} if n.on_error else {})
+                for n in self.nodes.values()
             },
             "edges": sorted([e.from_node, e.to_node, "for_each" if e.for_each else ""] for e in self.edges),
             "entry_points": sorted(self.entry_points),
@@ -171,9 +214,17 @@ class Graph:
             for e in self.edges
             if e.condition
         }
+        if self.limits != Limits():
+            found["limits"] = json.dumps(attrs.asdict(self.limits), sort_keys=True)
+        if self.history is not None:
+            found["history"] = str(self.history)
         for n in self.nodes.values():
             if n.config:
                 found[f"node {n.id}: config"] = json.dumps(n.config, sort_keys=True, default=str)
+            if n.retry is not None:
+                found[f"node {n.id}: retry"] = json.dumps(attrs.asdict(n.retry), sort_keys=True)
+            if n.timeout is not None:
+                found[f"node {n.id}: timeout"] = f"{n.timeout:g} s"
             if function := self.function(n):
                 found[f"node {n.id}: code"] = _code_digest(function)
         return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar, overload
 
 import attrs
@@ -14,8 +15,14 @@ F = TypeVar("F", bound=Callable[..., Any])
 MARK = "__tinyllm_node__"
 
 
+LIFESPAN = "__tinyllm_lifespan__"
+
+
 class NodeContext(Protocol):
-    """What a node gets when it has a parameter named `context`."""
+    """What a node gets when it has a parameter named `context`.
+
+    In an `async def`, `ask()` and `save_progress()` are awaited; in a `def` they are called, and block its thread.
+    """
 
     @property
     def variables(self) -> Mapping[str, Any]:
@@ -49,18 +56,42 @@ class NodeContext(Protocol):
     def set_variable(self, key: str, value: Any) -> None:
         """Change a variable, as `Result(set=...)` does; recorded with the node's result."""
 
+    def add_tokens(self, tokens_in: int = 0, tokens_out: int = 0) -> None:
+        """Count tokens that a model read and wrote; recorded with the node's result."""
+
+    @property
+    def progress(self) -> Any:
+        """What this activation last saved with `save_progress()`, in an earlier attempt or process; else None."""
+
+    def save_progress(self, value: Any) -> Any:
+        """Record how far this activation is; it is durable when this returns (in `exit` mode it is durable at the end).
+
+        :raises ValueNotStorable: the value cannot be recorded.
+        """
+
+    def ask(self, prompt: str, *, name: str | None = None, schema: Any = None) -> Any:
+        """The answer to a question, if it was given; otherwise this activation ends here and starts again from its top
+        once it was: so ask first, act afterwards.
+
+        `name` tells questions of one activation apart: `answer`, `answer_2`, ... by default. `schema` is what the
+        answer must be: an annotation (`bool`, `Literal["yes", "no"]`, a class), into which the answer is then
+        structured, or a JSON Schema as a dict.
+        """
+
 
 @attrs.frozen
 class Result:
     """A node's return value with more to say than the value.
 
-    `set` changes variables (for an `append` variable the value is one item). `goto` names the next node or nodes
-    instead of the edges; each must be declared in the node's `targets`.
+    `set` changes variables: for one with the reducer `append` the value is an item, with `add` what is added, with
+    `merge` the keys to update. `goto` names the next node or nodes instead of the edges; each must be declared in the
+    node's `targets`. `status` is a word that is recorded with the step, for people: `skipped`, `partial`.
     """
 
     value: Any = None
     set: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)
     goto: str | Sequence[str] | None = attrs.field(default=None, kw_only=True)
+    status: str | None = attrs.field(default=None, kw_only=True)
 
 
 @attrs.frozen
@@ -69,6 +100,19 @@ class Send:
 
     node: str
     value: Any
+
+
+class Pause(BaseException):
+    """Raised in a node, it ends this activation until the question is answered; `context.ask()` raises it.
+
+    No `Exception`: a node that catches those to try something else must not catch this.
+    """
+
+    def __init__(self, prompt: str, *, name: str = "answer", schema: Any = None) -> None:
+        super().__init__(prompt)
+        self.prompt = prompt
+        self.name = name
+        self.schema = schema
 
 
 @attrs.frozen
@@ -139,3 +183,19 @@ def node(
         return target
 
     return mark if function is None else mark(function)
+
+
+def lifespan(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], Any]:
+    """Mark an async generator function as what makes a graph's `context.deps`: what it yields is there from before the
+    first node until after the last, for each executor that was given no `deps` of its own. One to a graph.
+
+    ::
+
+        @lifespan
+        async def clients():
+            async with httpx.AsyncClient() as client:
+                yield client
+    """
+    managed = asynccontextmanager(function)
+    setattr(managed, LIFESPAN, True)
+    return managed

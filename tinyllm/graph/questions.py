@@ -1,0 +1,103 @@
+"""What a node asks, how that is recorded with its activation, and which answers fit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import attrs
+import msgspec
+
+from tinyllm.errors import AnswerRefused, ValueNotStorable
+from tinyllm.graph.values import capture, restore
+
+
+@attrs.frozen(kw_only=True)
+class Question:
+    """A question that waits for an answer. `schema` is a JSON Schema; None: any storable value will do."""
+
+    trace_id: str
+    node_id: str
+    activation_id: str
+    name: str
+    prompt: str
+    schema: Mapping[str, Any] | None = None
+
+    @property
+    def id(self) -> str:
+        """What tells it from all others of its trace: two activations may ask under the same name."""
+        return f"{self.node_id}.{self.activation_id[:8]}.{self.name}"
+
+
+@attrs.frozen
+class Asked:
+    """One question of an activation, as it is recorded. `answer`: a captured value, None while it waits."""
+
+    name: str
+    prompt: str
+    schema: Mapping[str, Any] | None
+    answer: bytes | None = None
+
+
+def encode_asked(asked: Sequence[Asked]) -> bytes:
+    return capture([[a.name, a.prompt, a.schema, None if a.answer is None else a.answer.decode()] for a in asked])
+
+
+def decode_asked(body: bytes | None) -> list[Asked]:
+    if body is None:
+        return []
+    return [
+        Asked(name, prompt, schema, None if answer is None else answer.encode())
+        for name, prompt, schema, answer in restore(body)
+    ]
+
+
+def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
+    """The JSON Schema of an annotation; a dict is one already.
+
+    :raises ValueNotStorable: there is none.
+    """
+    if wanted is None or wanted is Any:
+        return None
+    if isinstance(wanted, Mapping):
+        return wanted
+    try:
+        return msgspec.json.schema(wanted)
+    except (TypeError, RuntimeError) as error:
+        reason = f"there is no JSON Schema for {wanted!r} ({error}); give one as a dict, or ask without a schema"
+        raise ValueNotStorable(path, reason) from None
+
+
+def check_answer(question: Question, value: Any) -> bytes:
+    """The captured answer.
+
+    :raises AnswerRefused: it does not fit the question's schema.
+    :raises ValueNotStorable: it cannot be recorded.
+    """
+    body = capture(value, f"answer to {question.name!r}")
+    if question.schema is not None:
+        import fastjsonschema  # only where somebody asked for a certain answer
+
+        try:
+            _validator(capture(question.schema))(value)
+        except fastjsonschema.JsonSchemaValueException as error:
+            raise AnswerRefused(question.id, error.message.replace("data", "it", 1)) from None
+    return body
+
+
+@lru_cache(maxsize=64)
+def _validator(schema: bytes) -> Any:
+    import fastjsonschema
+
+    try:
+        # Nothing is filled in, and nothing is fetched from where a `$ref` points.
+        return fastjsonschema.compile(
+            restore(schema), handlers=dict.fromkeys(("http", "https"), _refuse_to_fetch), use_default=False
+        )
+    except fastjsonschema.JsonSchemaDefinitionException as error:
+        raise ValueNotStorable("schema", f"is no JSON Schema: {error}") from None
+
+
+def _refuse_to_fetch(uri: str) -> Any:
+    raise ValueNotStorable("schema", f"refers to {uri}, and nothing is fetched for it; write that part out")

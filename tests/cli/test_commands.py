@@ -297,7 +297,26 @@ def test_validate_lists_every_fault_of_every_file(desk: Desk) -> None:
     assert "joiin" in result.stdout
     faults = json.loads(desk.command("graph", "validate", bad, "--json").stdout)
     assert len(faults) >= 2
-    assert {"file", "line", "column", "where", "message"} == faults[0].keys()
+    assert {"severity", "file", "line", "column", "where", "message"} == faults[0].keys()
+    assert {fault["severity"] for fault in faults} == {"error"}
+
+
+def test_validate_warns_of_what_is_left_to_chance(desk: Desk) -> None:
+    nodes = desk.folder / "nodes.py"
+    nodes.write_text(nodes.read_text().replace("return n * n", 'return Result(n * n, set={"best": n})'))
+    result = desk.command("graph", "validate", desk.graph)
+    assert result.exit_code == 0
+    assert "is valid" in result.stdout
+    assert result.stderr == (
+        f"warning: {desk.graph}: variables.best: several activations of `work` may set it at the same time, and "
+        "the last to finish wins; give it the reducer `append`, `add` or `merge`, or set it behind a join\n"
+    )
+    as_json = desk.command("graph", "validate", desk.graph, "--json")
+    (warning,) = json.loads(as_json.stdout)
+    assert (as_json.exit_code, as_json.stderr) == (0, "")
+    assert (warning["severity"], warning["file"], warning["where"]) == ("warning", str(desk.graph), "variables.best")
+    desk.graph.write_text(desk.graph.read_text() + "variables: {best: append}\n")
+    assert desk.command("graph", "validate", desk.graph).stderr == ""
 
 
 # -- help ------------------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import attrs
 
+from tinyllm.graph.drawing import markdown
 from tinyllm.graph.node import NodeFunction
 
 Reducer = Literal["last", "append", "add", "merge"]
@@ -128,6 +129,10 @@ class Graph:
     def __repr__(self) -> str:
         flow = f"{', '.join(self.entry_points)} -> {', '.join(self.exit_points)}"
         return f"<Graph {self.id} {self.version}: {len(self.nodes)} nodes, {len(self.edges)} edges, {flow}>"
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return markdown(self)
 
     def function(self, node: Node) -> NodeFunction | None:
         """What `node` calls; None for kinds that call nothing."""

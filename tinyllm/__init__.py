@@ -48,18 +48,21 @@ if TYPE_CHECKING:
         TraceNotFound,
         TraceOwned,
         UnguardedMain,
+        UnknownSetting,
         ValueMismatch,
         ValueMutated,
         ValueNotReadable,
         ValueNotStorable,
     )
     from tinyllm.graph.build import GraphBuilder
+    from tinyllm.graph.context import ExecutionContext
     from tinyllm.graph.definition import Edge, Graph, Limits, Node, Retry
     from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload, TaskResponse
     from tinyllm.graph.node import NodeContext, Pause, Result, Send, lifespan, node
     from tinyllm.graph.questions import Question
-    from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, StorageConfig
+    from tinyllm.storage.contract import CheckpointStorage, StorageConfig
     from tinyllm.storage.memory import InMemoryCheckpointStorage
+    from tinyllm.storage.records import CheckpointRecord
     from tinyllm.storage.sqlite import SQLiteCheckpointStorage
 
 __version__ = "0.1.0"
@@ -69,12 +72,14 @@ _HOMES = {
     "tinyllm.core.config": ["ExecutorConfig"],
     "tinyllm.core.executor": ["Executor"],
     "tinyllm.graph.build": ["GraphBuilder"],
+    "tinyllm.graph.context": ["ExecutionContext"],
     "tinyllm.graph.definition": ["Edge", "Graph", "Limits", "Node", "Retry"],
     "tinyllm.graph.messages": ["ErrorInfo", "Message", "MessagePayload", "TaskPayload", "TaskResponse"],
     "tinyllm.graph.node": ["NodeContext", "Pause", "Result", "Send", "lifespan", "node"],
     "tinyllm.graph.questions": ["Question"],
-    "tinyllm.storage.contract": ["CheckpointRecord", "CheckpointStorage", "StorageConfig"],
+    "tinyllm.storage.contract": ["CheckpointStorage", "StorageConfig"],
     "tinyllm.storage.memory": ["InMemoryCheckpointStorage"],
+    "tinyllm.storage.records": ["CheckpointRecord"],
     "tinyllm.storage.sqlite": ["SQLiteCheckpointStorage"],
 }
 """Where the public names live; those of the errors, which are all in one module, are not repeated here."""
@@ -97,6 +102,7 @@ __all__ = [
     "DatabaseTooNew",
     "Edge",
     "ErrorInfo",
+    "ExecutionContext",
     "ExecutionError",
     "Executor",
     "ExecutorConfig",
@@ -140,6 +146,7 @@ __all__ = [
     "TraceNotFound",
     "TraceOwned",
     "UnguardedMain",
+    "UnknownSetting",
     "ValueMismatch",
     "ValueMutated",
     "ValueNotReadable",

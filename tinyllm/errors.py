@@ -31,6 +31,21 @@ class ConfigError(TinyLLMError):
         return f"setting {self.setting!r} is {self.value!r}; it must be {self.allowed}"
 
 
+@attrs.define(eq=False)
+class UnknownSetting(ConfigError, TypeError):
+    """There is no setting of that name: `near` is the one that was probably meant, `allowed` what that may be; where
+    none is near, `allowed` lists all. (It is a TypeError too, which is what Python itself raises for an argument that a
+    function does not have.)"""
+
+    near: str | None = None
+
+    def __str__(self) -> str:
+        if self.near is None:
+            return f"there is no setting {self.setting!r}; known are {self.allowed}"
+        allowed = f" ({self.allowed})" if self.allowed else ""
+        return f"there is no setting {self.setting!r}; did you mean {self.near!r}{allowed}?"
+
+
 class GraphError(TinyLLMError):
     """Something is wrong with a graph, or with a graph and a trace of it."""
 

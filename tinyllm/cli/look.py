@@ -99,7 +99,10 @@ def checkpoints(
     if not records:
         click.echo(f"no such checkpoints in {store_name}", err=True)
         return
-    rows = [(f"{r.step:,}", f"{r.rev:,}", r.node_id or "-", r.status, local_time(r.created_at), r.id) for r in records]
+    rows = [
+        (f"{r.step:,}", f"{r.rev:,}", r.node_id or "-", r.status, local_time(r.created_at.timestamp()), r.id)
+        for r in records
+    ]
     heads = ("step", "rev", "node", "status", "created", "id")
     click.echo("\n".join(table(heads, rows, right=("step", "rev"), shrink="node", columns=width())))
     if len(records) == limit:

@@ -34,10 +34,20 @@ def trace_object(record: TraceRecord) -> dict[str, Any]:
 
 
 def checkpoint_object(record: CheckpointRecord) -> dict[str, Any]:
-    """A checkpoint by its record's field names."""
-    import attrs
-
-    return {**attrs.asdict(record), "created_at": utc(record.created_at)}
+    """A checkpoint by its record's field names, without what it would have to read: no state, no messages."""
+    return {
+        "id": record.id,
+        "trace_id": record.trace_id,
+        "graph_id": record.graph_id,
+        "rev": record.rev,
+        "step": record.step,
+        "node_id": record.node_id,
+        "status": record.status,
+        "created_at": utc(record.created_at.timestamp()),
+        "label": record.label,
+        "message_count": record.message_count,
+        "frontier_count": record.frontier_count,
+    }
 
 
 def response_object(response: TaskResponse) -> dict[str, Any]:

@@ -8,10 +8,15 @@ number is not above the checkpoint's mark and, for an activation, when it had no
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
 
 import attrs
+
+from tinyllm.storage.direct import DirectUse
+from tinyllm.storage.records import CheckpointRecord as CheckpointRecord
+
+T = TypeVar("T")
 
 Status = Literal["queued", "running", "paused", "completed", "failed", "cancelled", "interrupted", "quarantined"]
 """`interrupted` is never stored: it is a `running` trace without a live owner."""
@@ -340,23 +345,6 @@ class TraceRecord:
 
 
 @attrs.frozen(kw_only=True)
-class CheckpointRecord:
-    """One kept checkpoint. `id` is `<trace id>@<rev>`."""
-
-    id: str
-    trace_id: str
-    graph_id: str
-    rev: int
-    step: int
-    node_id: str | None
-    status: Status
-    created_at: float
-    label: str | None
-    message_count: int
-    frontier_count: int
-
-
-@attrs.frozen(kw_only=True)
 class Snapshot:
     """All that a resume needs of a trace at one checkpoint: in proportion to the frontier and the variables."""
 
@@ -388,7 +376,21 @@ class HighWater(Protocol):
         """The trace ended or was given up: nothing is lost."""
 
 
-class CheckpointStorage(ABC):
+class Reads(Protocol):
+    """What code that is not async may read; each as the method of `CheckpointStorage` that is called so."""
+
+    def load(self, trace_id: str, rev: int | None) -> Snapshot: ...
+
+    def definition(self, trace_id: str) -> bytes: ...
+
+    def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]: ...
+
+    def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]: ...
+
+    def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]: ...
+
+
+class CheckpointStorage(DirectUse, ABC):
     """Where traces are kept.
 
     All methods may be called from any task of the event loop that called `initialize()`, and at the same time. A store
@@ -479,6 +481,15 @@ class CheckpointStorage(ABC):
         """The newest kept checkpoint of that step; or the newest at which an activation of `node` was waiting to run.
 
         :raises CheckpointNotFound: naming what is kept.
+        """
+
+    @abstractmethod
+    def read_now(self, question: Callable[[Reads], T]) -> T:
+        """What `question` returns, with one consistent view of the store: for records, which are read when they are
+        looked at. It blocks the calling thread, which is that of the event loop, until it has been answered; so it must
+        ask for little. Being cancelled does not matter to it.
+
+        :raises StorageNotOpen: the store is closed.
         """
 
     # -- ownership: called by the lease keeper from a thread of its own ----------------------------------------

@@ -6,16 +6,16 @@ and a transaction without more ado.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
 from threading import Lock
 from time import monotonic, time
-from typing import assert_never
+from typing import TypeVar, assert_never
 from weakref import WeakValueDictionary
 
 import attrs
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, StorageNotOpen, TraceExists
 from tinyllm.storage import near, owners
 from tinyllm.storage.caps import definition_too_big, too_big
 from tinyllm.storage.contract import (
@@ -38,6 +38,7 @@ from tinyllm.storage.contract import (
     Owner,
     Prune,
     Pruned,
+    Reads,
     Release,
     Snapshot,
     Status,
@@ -47,6 +48,8 @@ from tinyllm.storage.contract import (
     Write,
 )
 from tinyllm.storage.memory_trace import Checkpoint, Definition, Trace
+
+T = TypeVar("T")
 
 _RENEW_EVERY = 1.0
 """Seconds between two renewals by commits."""
@@ -85,11 +88,14 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._high_water: dict[int, _HighWater] = {}
         self._leases: dict[str, _Lease] = {}
         self._lease_lock = Lock()  # the lease keeper's thread writes them too
+        self._reading = _Reading(self)
+        self._closed = False
 
     async def initialize(self) -> None:
-        pass
+        self._closed = False
 
     async def close(self) -> None:
+        self._closed = True
         self._traces.clear()
         self._keys.clear()
         self._high_water.clear()
@@ -244,7 +250,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     async def trace(self, trace_id: str) -> TraceRecord | None:
         key = self._keys.get(trace_id)
-        return None if key is None else self._record(self._traces[key])
+        return None if key is None else self.record(self._traces[key])
 
     async def traces(
         self,
@@ -259,66 +265,52 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             record
             for trace in self._traces.values()
             if trace.trace_id.startswith(prefix) and graph_id in (None, trace.graph_id)
-            if status in (None, (record := self._record(trace)).status)
+            if status in (None, (record := self.record(trace)).status)
         ]
         found.sort(key=lambda record: (record.updated_at, record.trace), reverse=True)
         return found[offset : offset + limit]
 
     async def definition(self, trace_id: str) -> bytes:
-        return self._find(trace_id).definition.body
+        return self._reading.definition(trace_id)
 
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
-        trace = self._find(trace_id)
-        at = _checkpoint(trace, rev)
-        frontier = trace.frontier(at)
-        arrivals = trace.arrived(frontier, at)
-        read = {row.message for row in frontier} | {arrival.message for arrival in arrivals}
-        return Snapshot(
-            record=self._record(trace),
-            rev=at.rev,
-            step=at.step,
-            status=at.status,
-            marks=at.marks,
-            counts=at.counts,
-            frontier=tuple(frontier),
-            arrivals=tuple(arrivals),
-            messages={seq: trace.message(seq) for seq in read if seq is not None},
-            variables=trace.present(at),
-        )
+        return self._reading.load(trace_id, rev)
 
     async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
-        trace = self._find(trace_id)
-        end = max(len(trace.checkpoints) - offset, 0)
-        return [_listed(trace, at) for at in reversed(trace.checkpoints[max(end - limit, 0) : end])]
+        return self._reading.checkpoints(trace_id, limit, offset)
 
     async def steps(self, trace_id: str, *, after: int = 0, limit: int = 1000) -> list[StepRow]:
-        return self._find(trace_id).finished(after, limit)
+        return self._reading.steps(trace_id, after, limit)
 
     async def messages(
         self, trace_id: str, *, rev: int | None = None, after: int = 0, limit: int = 1000
     ) -> list[MessageRow]:
-        trace = self._find(trace_id)
-        return trace.said(_checkpoint(trace, rev), after, limit)
+        return self._reading.messages(trace_id, rev, after, limit)
+
+    def read_now(self, question: Callable[[Reads], T]) -> T:
+        if self._closed:
+            raise StorageNotOpen(self.name, "it was closed, and has forgotten what it kept")
+        return question(self._reading)
 
     async def find_checkpoint(
         self, trace_id: str, *, node: str | None = None, step: int | None = None
     ) -> CheckpointRecord:
-        trace = self._find(trace_id)
+        trace = self.found(trace_id)
         for at in reversed(trace.checkpoints):
             if step not in (None, at.step):
                 continue
             if node is None or any(row.node == node and row.state != "buffered" for row in trace.frontier(at)):
-                return _listed(trace, at)
+                return CheckpointRecord.of(self, self.record(trace), at)
         wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
         raise CheckpointNotFound(trace_id, wanted, trace.kept())
 
-    def _find(self, trace_id: str) -> Trace:
+    def found(self, trace_id: str) -> Trace:
         key = self._keys.get(trace_id)
         if key is None:
             raise near.not_found(trace_id, self.name, islice(reversed(self._keys), near.AMONG))
         return self._traces[key]
 
-    def _record(self, trace: Trace) -> TraceRecord:
+    def record(self, trace: Trace) -> TraceRecord:
         lease = self._leases.get(trace.owner) if trace.owner else None
         owner_alive = owners.alive(lease.owner) if lease else False
         parent = trace.parent if trace.parent and trace.parent.key in self._traces else None
@@ -377,6 +369,49 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 lease.renewed = now
 
 
+class _Reading:
+    """What can be read without waiting for anything."""
+
+    def __init__(self, storage: InMemoryCheckpointStorage) -> None:
+        self._storage = storage
+
+    def definition(self, trace_id: str) -> bytes:
+        return self._storage.found(trace_id).definition.body
+
+    def load(self, trace_id: str, rev: int | None) -> Snapshot:
+        trace = self._storage.found(trace_id)
+        at = _checkpoint(trace, rev)
+        frontier = trace.frontier(at)
+        arrivals = trace.arrived(frontier, at)
+        read = {row.message for row in frontier} | {arrival.message for arrival in arrivals}
+        return Snapshot(
+            record=self._storage.record(trace),
+            rev=at.rev,
+            step=at.step,
+            status=at.status,
+            marks=at.marks,
+            counts=at.counts,
+            frontier=tuple(frontier),
+            arrivals=tuple(arrivals),
+            messages={seq: trace.message(seq) for seq in read if seq is not None},
+            variables=trace.present(at),
+        )
+
+    def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
+        trace = self._storage.found(trace_id)
+        record = self._storage.record(trace)
+        end = max(len(trace.checkpoints) - offset, 0)
+        points = reversed(trace.checkpoints[max(end - limit, 0) : end])
+        return [CheckpointRecord.of(self._storage, record, at) for at in points]
+
+    def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
+        return self._storage.found(trace_id).finished(after, limit)
+
+    def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]:
+        trace = self._storage.found(trace_id)
+        return trace.said(_checkpoint(trace, rev), after, limit)
+
+
 def _checkpoint(trace: Trace, rev: int | None) -> Checkpoint:
     """The checkpoint of `rev`, or the newest.
 
@@ -386,19 +421,3 @@ def _checkpoint(trace: Trace, rev: int | None) -> Checkpoint:
     if at is None:
         raise CheckpointNotFound(trace.trace_id, f"at rev {rev}", trace.kept())
     return at
-
-
-def _listed(trace: Trace, at: Checkpoint) -> CheckpointRecord:
-    return CheckpointRecord(
-        id=f"{trace.trace_id}@{at.rev}",
-        trace_id=trace.trace_id,
-        graph_id=trace.graph_id,
-        rev=at.rev,
-        step=at.step,
-        node_id=at.node,
-        status=at.status,
-        created_at=at.created_at,
-        label=at.label,
-        message_count=at.counts.messages,
-        frontier_count=at.counts.frontier,
-    )

@@ -14,7 +14,7 @@ import attrs
 
 from tinyllm.errors import CheckpointDamaged, CheckpointNotFound, TraceNotFound
 from tinyllm.storage import high_water, near
-from tinyllm.storage.contract import CheckpointRecord, Counts, Marks, Status, StepRow, TraceRecord
+from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, Counts, Marks, Status, StepRow, TraceRecord
 from tinyllm.storage.framing import Frame, FrameDamaged, checksum, decode
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
@@ -90,11 +90,15 @@ class Segment:
 
 
 class Catalog:
-    """What there is: traces, their checkpoints and steps. All in one transaction of `connection`."""
+    """What there is: traces, their checkpoints and steps. All in one transaction of `connection`.
 
-    def __init__(self, connection: sqlite3.Connection, directory: Path) -> None:
+    `storage` is what the records of checkpoints are read from when they are looked at.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, directory: Path, storage: CheckpointStorage) -> None:
         self.connection = connection
         self._directory = directory
+        self._storage = storage
         self._leases: Mapping[str, Lease] | None = None
         self._marks: dict[str, dict[tuple[int, int], tuple[int, int]]] = {}
 
@@ -182,7 +186,7 @@ class Catalog:
         record = self.found(trace_id)
         first = record.trace << SHIFT
         rows = self.connection.execute(_POINTS, (first, first | LAST, limit, offset)).fetchall()
-        return [_listed(record, _point(row)) for row in rows]
+        return [CheckpointRecord.of(self._storage, record, _point(row)) for row in rows]
 
     def point(self, record: TraceRecord, rev: int | None) -> Point:
         """The checkpoint of `rev`, or the newest.
@@ -213,7 +217,7 @@ class Catalog:
         if point is None:
             wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
             raise self._none(record, wanted)
-        return _listed(record, point)
+        return CheckpointRecord.of(self._storage, record, point)
 
     def _waiting(self, record: TraceRecord, node: str, step: int | None) -> Point | None:
         first = record.trace << SHIFT
@@ -301,19 +305,3 @@ def verified(
 def _point(row: tuple[Any, ...]) -> Point:
     rev, step, status, node, created_at, label, *rest = row
     return Point(rev & LAST, step, status, node, created_at, label, Marks(*rest[:4]), Counts(*rest[4:]))
-
-
-def _listed(record: TraceRecord, point: Point) -> CheckpointRecord:
-    return CheckpointRecord(
-        id=f"{record.trace_id}@{point.rev}",
-        trace_id=record.trace_id,
-        graph_id=record.graph_id,
-        rev=point.rev,
-        step=point.step,
-        node_id=point.node,
-        status=point.status,
-        created_at=point.created_at,
-        label=point.label,
-        message_count=point.counts.messages,
-        frontier_count=point.counts.frontier,
-    )

@@ -19,6 +19,7 @@ from tinyllm.storage.contract import (
     MessageRow,
     Outcome,
     Owner,
+    Reads,
     Snapshot,
     Status,
     StepRow,
@@ -224,6 +225,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     ) -> CheckpointRecord:
         return await self._ask(lambda store: store.find_checkpoint(trace_id, node, step))
 
+    def read_now(self, question: Callable[[Reads], T]) -> T:
+        return self._reader.call_now(self._answer, question)
+
     async def _ask(self, question: Callable[[Loader], T]) -> T:
         return await self._reader.call(self._answer, question)
 
@@ -233,7 +237,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             connection = self._opened(self._reading)
             connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
             try:
-                return question(Loader(connection, self._directory))
+                return question(Loader(connection, self._directory, self))
             finally:
                 _roll_back(connection)
 

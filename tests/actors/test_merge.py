@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.actors.graphs import BOOM, Hand, Record, now, shape
 from tests.actors.worlds import TooLong, Walk, World, worlds
 from tinyllm.actors.merge import merge
-from tinyllm.storage.contract import Delta, Snapshot
+from tinyllm.storage.contract import Delta, Snapshot, StateChange
 
 
 def chain(world: World, rng: random.Random, failing: int) -> list[Delta]:
@@ -108,6 +108,44 @@ def test_what_was_born_and_died_inside_is_not_there() -> None:
     assert [step.node for step in merged.steps] == ["a", "b"]
     assert [row.consumers for row in merged.messages] == [0, 1]
     assert (merged.number, merged.step, merged.counts, merged.marks) == (2, 2, second.counts, second.marks)
+
+
+@given(
+    st.builds(
+        StateChange,
+        st.just(2),
+        st.sampled_from(["planned", "paused", "failed", "cancelled"]),
+        st.integers(0, 9),
+        st.none() | st.binary(),
+        st.integers(0, 9),
+        st.none() | st.floats(allow_nan=False),
+        st.none() | st.binary(),
+        st.none() | st.binary(),
+    )
+)
+def test_a_new_state_inside_is_told_of_the_row_itself_as_a_whole(change: StateChange) -> None:
+    hand = Hand(shape("a -> b"))
+    planned = hand.finish("a")
+    (row,) = planned.activations
+    changed = attrs.evolve(planned, messages=(), activations=(), changed=(change,))
+    merged = merge(attrs.evolve(planned, activations=(attrs.evolve(row, tries=7, due=1.0, asked=b"?"),)), changed)
+    (told,) = merged.activations
+    assert attrs.asdict(told) == attrs.asdict(row) | attrs.asdict(change, filter=attrs.filters.exclude("activation"))
+    state = len(change.progress or b"") + len(change.asked or b"")
+    assert merged.size == sum(len(message.body) for message in merged.messages) + state
+    # One that is told of a row from before is the later one, as a whole.
+    earlier = attrs.evolve(changed, changed=(attrs.evolve(change, due=3.0, progress=b"earlier", asked=None),))
+    both = merge(earlier, changed)
+    assert (both.changed, both.size) == ((change,), state)
+
+
+def test_commands_are_consumed_in_order_and_the_later_task_is_the_last() -> None:
+    hand = Hand(shape("a -> b", "b -> c"))
+    first, second = hand.finish("a"), hand.finish("b")
+    first, then = attrs.evolve(first, consumed=(1, 2), task="one"), attrs.evolve(second, consumed=(3,), task="two")
+    assert (merge(first, then).consumed, merge(first, then).task) == ((1, 2, 3), "two")
+    assert (merge(first, second).consumed, merge(first, second).task) == ((1, 2), "one")
+    assert merge(attrs.evolve(first, task=None), then).task == "two"
 
 
 def test_a_round_that_fired_where_it_was_opened_is_planned() -> None:

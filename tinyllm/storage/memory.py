@@ -15,11 +15,11 @@ from weakref import WeakValueDictionary
 
 import attrs
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, StorageNotOpen, TraceExists
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, StorageNotOpen, TraceExists, TraceNotFound
 from tinyllm.storage import near, owners
-from tinyllm.storage.caps import definition_too_big, too_big
+from tinyllm.storage.caps import answer_too_big, definition_too_big, too_big
 from tinyllm.storage.contract import (
-    TERMINAL,
+    UNOWNED,
     Acquire,
     Acquired,
     Admit,
@@ -28,11 +28,15 @@ from tinyllm.storage.contract import (
     Appended,
     CheckpointRecord,
     CheckpointStorage,
+    Command,
     Delete,
     Delta,
     Done,
+    Drop,
     Fork,
     HighWater,
+    Label,
+    Leave,
     MessageRow,
     Outcome,
     Owner,
@@ -82,6 +86,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     def __init__(self, config: StorageConfig | None = None) -> None:
         self.config = config or StorageConfig()
         self._last_key = 0
+        self._last_command = 0
         self._traces: dict[int, Trace] = {}
         self._keys: dict[str, int] = {}
         self._definitions: WeakValueDictionary[bytes, Definition] = WeakValueDictionary()
@@ -128,6 +133,14 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 return Done()
             case Fork():
                 return self._fork(write, now)
+            case Leave():
+                return self._leave(write, now)
+            case Label():
+                return self._label(write)
+            case Drop():
+                trace = self._traces.get(write.trace)
+                dropped = trace.drop(write.rev) if trace else 0
+                return Pruned(dropped) if isinstance(dropped, int) else dropped
             case Delete():
                 return self._delete(write)
         assert_never(write)
@@ -162,6 +175,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 fingerprint=write.fingerprint,
                 definition=self._defined(write.definition),
                 task_digest=write.task_digest,
+                last_task=write.task_digest,
+                window=write.history,
                 owner=write.owner,
                 created_at=now,
             ),
@@ -173,8 +188,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         parent = self._traces.get(write.parent)
         start = parent.checkpoint(write.rev) if parent else None
         if parent is None or start is None:
-            name = parent.trace_id if parent else write.trace_id
-            return CheckpointNotFound(name, f"at rev {write.rev}", parent.kept() if parent else "")
+            return _not_kept(parent, write.trace_id, write.rev)
         if write.trace_id in self._keys:
             return TraceExists(write.trace_id)
         if refused := too_big(write.first):
@@ -190,6 +204,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             fingerprint=parent.fingerprint,
             definition=parent.definition,
             task_digest=parent.task_digest,
+            last_task=parent.last_task,
+            window=parent.window,
             owner=write.owner,
             created_at=now,
             parent=parent,
@@ -198,7 +214,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             floor=start.marks,
             rev=start.rev,
         )
-        return self._begin(child, write.first, now)
+        task = write.first.task or parent.task_at(start.rev)
+        return self._begin(child, attrs.evolve(write.first, task=task), now)
 
     def _begin(self, trace: Trace, first: Delta, now: float) -> Admitted:
         self._traces[trace.key] = trace
@@ -210,11 +227,11 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         if trace.owner is not None:
             self._renew_if_due(trace.owner)
         trace.add(delta, now)
-        if delta.status in TERMINAL:
+        if delta.status in UNOWNED:
             trace.owner = None
 
     def _acquire(self, write: Acquire, now: float) -> Outcome:
-        if refused := definition_too_big(write.definition):
+        if write.definition is not None and (refused := definition_too_big(write.definition)):
             return refused
         trace = self._traces.get(write.trace)
         if trace is None or trace.epoch != write.epoch:
@@ -223,11 +240,29 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         trace.owner = write.owner
         trace.status = "running"
         trace.error = None
-        trace.fingerprint = write.fingerprint
-        trace.definition = self._defined(write.definition)
-        trace.graph_path = write.graph_path
         trace.updated_at = now
+        if write.definition is not None:
+            trace.fingerprint = write.fingerprint
+            trace.definition = self._defined(write.definition)
+            trace.graph_path = write.graph_path
         return Acquired(trace.epoch)
+
+    def _leave(self, write: Leave, now: float) -> Outcome:
+        if refused := answer_too_big(write):
+            return refused
+        trace = self._traces.get(write.trace)
+        if trace is None:
+            return TraceNotFound(write.trace_id, self.name)
+        self._last_command += 1
+        return trace.leave(write, self._last_command, now)
+
+    def _label(self, write: Label) -> Outcome:
+        trace = self._traces.get(write.trace)
+        at = trace.checkpoint(write.rev) if trace else None
+        if at is None:
+            return _not_kept(trace, write.trace_id, write.rev)
+        at.label = write.label
+        return Done()
 
     def _delete(self, write: Delete) -> Outcome:
         trace: Trace | None = self._traces.pop(write.trace, None)
@@ -304,6 +339,13 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
         raise CheckpointNotFound(trace_id, wanted, trace.kept())
 
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
+        if trace is not None:
+            traces = [self._traces[trace]] if trace in self._traces else []
+        else:
+            traces = [each for each in self._traces.values() if owner is not None and each.owner == owner]
+        return sorted((command for each in traces for command in each.commands.values()), key=lambda left: left.id)
+
     def found(self, trace_id: str) -> Trace:
         key = self._keys.get(trace_id)
         if key is None:
@@ -323,6 +365,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             graph_path=trace.graph_path,
             fingerprint=trace.fingerprint,
             task_digest=trace.task_digest,
+            last_task=trace.last_task,
+            history=trace.window,
             status="interrupted" if trace.status == "running" and owner_alive is False else trace.status,
             step=trace.step,
             rev=trace.rev,
@@ -395,6 +439,11 @@ class _Reading:
             arrivals=tuple(arrivals),
             messages={seq: trace.message(seq) for seq in read if seq is not None},
             variables=trace.present(at),
+            generation=at.generation,
+            generation_step=at.generation_step,
+            elapsed=at.elapsed,
+            tokens_in=at.tokens_in,
+            tokens_out=at.tokens_out,
         )
 
     def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
@@ -419,5 +468,10 @@ def _checkpoint(trace: Trace, rev: int | None) -> Checkpoint:
     """
     at = trace.checkpoints[-1] if rev is None else trace.checkpoint(rev)
     if at is None:
-        raise CheckpointNotFound(trace.trace_id, f"at rev {rev}", trace.kept())
+        raise _not_kept(trace, trace.trace_id, rev)
     return at
+
+
+def _not_kept(trace: Trace | None, trace_id: str, rev: int | None) -> CheckpointNotFound:
+    name = trace.trace_id if trace else trace_id
+    return CheckpointNotFound(name, f"at rev {rev}", trace.kept() if trace else "")

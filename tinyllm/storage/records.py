@@ -57,7 +57,7 @@ class StoredMessages(Pages[Message]):
 
     def __init__(self, place: Place, trace: TraceRecord, marks: Marks, counts: Counts) -> None:
         said = counts.messages
-        super().__init__(said)  # HISTORY
+        super().__init__(said if trace.history is None else min(said, trace.history))
         self._place = place
         self._first = said - len(self)
         self._dense = marks.message == said
@@ -133,8 +133,8 @@ class StoredState:
             "visited_nodes": StoredNodes(self._place, visited(snapshot)),
             "variables": variables,
             "step_count": snapshot.step,
-            "total_tokens_in": getattr(snapshot, "tokens_in", 0),
-            "total_tokens_out": getattr(snapshot, "tokens_out", 0),
+            "total_tokens_in": snapshot.tokens_in,
+            "total_tokens_out": snapshot.tokens_out,
             "start_time": start_time,
             **more,
         }
@@ -207,17 +207,18 @@ class CheckpointRecord:
         """The record of the checkpoint `at` of `trace`, which `storage` has."""
         place = Place(storage, trace.trace_id, at.rev)
         node = at.node if at.label is None else at.label
+        messages = StoredMessages(place, trace, at.marks, at.counts)
         return cls(
             id=f"{trace.trace_id}@{at.rev}",
             graph_id=trace.graph_id,
             trace_id=trace.trace_id,
             step=at.step,
             state=StoredState(place, node),
-            messages=StoredMessages(place, trace, at.marks, at.counts),
+            messages=messages,
             node_id=node,
             status=at.status,
             created_at=utc(at.created_at),
-            message_count=at.counts.messages,
+            message_count=len(messages),
             rev=at.rev,
             label=at.label,
             frontier_count=at.counts.frontier,

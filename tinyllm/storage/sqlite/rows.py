@@ -8,26 +8,36 @@ import attrs
 
 from tinyllm.storage.contract import Delta
 from tinyllm.storage.framing import Frame, checksum, encode
+from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import SHIFT
 
-_MESSAGE = "INSERT INTO messages (id, node, history, consumers, body, crc) VALUES (?, ?, ?, ?, ?, ?)"
+# ?7: how many messages the history has. One that lies before its window already is there for its readers only.
+_MESSAGE = f"""
+INSERT INTO messages (id, node, history, consumers, body, crc, held)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, CASE WHEN ?3 > ?7 - history THEN key << {SHIFT} | ?3 END
+FROM traces WHERE key = ?1 >> {SHIFT} AND (history IS NULL OR ?4 > 0 OR ?3 > ?7 - history)
+"""
 _ACTIVATION = """
-INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, error, fired_rev)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, error,
+                         tries, due, progress, asked, fired_rev)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _ARRIVAL = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES (?, ?, ?, ?, ?, ?)"
 _VARIABLE = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES (?, ?, ?, ?, ?, ?)"
+_STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts, status) VALUES (?, ?, ?, ?, ?, ?, ?)"
 _CHECKPOINT = """
 INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
-                         messages, frontier, arrivals, variables, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         messages, frontier, arrivals, variables, created_at,
+                         generation, generation_step, elapsed, tokens_in, tokens_out, task)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _FIRED = """
 UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_depth = ? WHERE id = ?
 """
-_CHANGED = "UPDATE activations SET state = ?, attempts = ?, error = ? WHERE id = ?"
+_CHANGED = """
+UPDATE activations SET state = ?, attempts = ?, error = ?, tries = ?, due = ?, progress = ?, asked = ? WHERE id = ?
+"""
 _ENDED = "UPDATE activations SET done_rev = ? WHERE id = ?"
 
 Row = tuple[Any, ...]
@@ -46,6 +56,9 @@ class Rows:
     fired: list[Row] = attrs.field(factory=list)
     changed: list[Row] = attrs.field(factory=list)
     ended: list[Row] = attrs.field(factory=list)
+    answers: list[Row] = attrs.field(factory=list)
+    others: list[Row] = attrs.field(factory=list)
+    """Commands that were consumed; each is in both, being of either kind."""
 
     def add(self, trace: int, epoch: int, rev: int, delta: Delta, now: float) -> None:
         """Take in `delta` as what the checkpoint `rev` of `trace` adds."""
@@ -65,6 +78,10 @@ class Rows:
                     row.state,
                     row.attempts,
                     frame(row.error),
+                    row.tries,
+                    row.due,
+                    frame(row.progress),
+                    frame(row.asked),
                     None if row.state == "buffered" else 0,
                 )
             )
@@ -82,7 +99,18 @@ class Rows:
         for fired in delta.fired:
             self.fired.append((rev, fired.id, fired.depth, first | fired.activation))
         for change in delta.changed:
-            self.changed.append((change.state, change.attempts, frame(change.error), first | change.activation))
+            self.changed.append(
+                (
+                    change.state,
+                    change.attempts,
+                    frame(change.error),
+                    change.tries,
+                    change.due,
+                    frame(change.progress),
+                    frame(change.asked),
+                    first | change.activation,
+                )
+            )
         for activation in delta.ended:
             self.ended.append((rev, first | activation))
         for variable in delta.variables:
@@ -110,8 +138,12 @@ class Rows:
                     step.ended_at,
                     step.duration_ms,
                     step.attempts,
+                    step.status,
                 )
             )
+        for command in delta.consumed:
+            self.answers.append((command, trace))
+            self.others.append((command, trace))
         marks, counts = delta.marks, delta.counts
         self.checkpoints.append(
             (
@@ -129,6 +161,12 @@ class Rows:
                 counts.arrivals,
                 counts.variables,
                 now,
+                delta.generation,
+                delta.generation_step,
+                delta.elapsed,
+                delta.tokens_in,
+                delta.tokens_out,
+                delta.task,
             )
         )
 
@@ -143,7 +181,9 @@ class Rows:
                 continue  # nobody will ever read it, so nobody would ever prune it
             row = first | message.seq
             crc = message_checksum(row, message.node, place, message.consumers, message.body)
-            self.messages.append((row, message.node, place, message.consumers, encode(message.body), crc))
+            self.messages.append(
+                (row, message.node, place, message.consumers, encode(message.body), crc, delta.counts.messages)
+            )
 
     def insert(self, connection: sqlite3.Connection) -> None:
         """Write everything, and be empty again."""
@@ -157,14 +197,16 @@ class Rows:
             (_VARIABLE, self.variables),
             (_STEP, self.steps),
             (_CHECKPOINT, self.checkpoints),
+            (ANSWERED, self.answers),
+            (CARRIED_OUT, self.others),
         ):
             if rows:
                 connection.executemany(statement, rows)
                 rows.clear()
 
 
-def frame(error: bytes | None) -> Frame | None:
-    return None if error is None else encode(error)
+def frame(body: bytes | None) -> Frame | None:
+    return None if body is None else encode(body)
 
 
 def message_checksum(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:

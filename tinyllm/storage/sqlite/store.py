@@ -15,6 +15,7 @@ from tinyllm.errors import StorageNotOpen
 from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
+    Command,
     HighWater,
     MessageRow,
     Outcome,
@@ -111,7 +112,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with translated(self._path):
             connection.execute("BEGIN IMMEDIATE")
             try:
-                writing = Writing(connection, now)
+                writing = Writing(connection, self.name, now)
                 outcomes = writing.carry_out(writes)
                 self._renew_if_due(writing)
                 connection.execute(_SIGN, (token,))
@@ -224,6 +225,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self, trace_id: str, *, node: str | None = None, step: int | None = None
     ) -> CheckpointRecord:
         return await self._ask(lambda store: store.find_checkpoint(trace_id, node, step))
+
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
+        return await self._ask(lambda store: store.commands(owner, trace))
 
     def read_now(self, question: Callable[[Reads], T]) -> T:
         return self._reader.call_now(self._answer, question)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyllm.core.builder import load_graph
-    from tinyllm.core.config import ExecutorConfig
+    from tinyllm.core.checkpoint import CheckpointManager
+    from tinyllm.core.config import CheckpointConfig, ExecutorConfig
     from tinyllm.core.executor import Executor
     from tinyllm.errors import (
         AlreadyAnswered,
@@ -69,7 +70,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "tinyllm.core.builder": ["load_graph"],
-    "tinyllm.core.config": ["ExecutorConfig"],
+    "tinyllm.core.checkpoint": ["CheckpointManager"],
+    "tinyllm.core.config": ["CheckpointConfig", "ExecutorConfig"],
     "tinyllm.core.executor": ["Executor"],
     "tinyllm.graph.build": ["GraphBuilder"],
     "tinyllm.graph.context": ["ExecutionContext"],
@@ -90,8 +92,10 @@ __all__ = [
     "AlreadyAnswered",
     "AmbiguousTrace",
     "AnswerRefused",
+    "CheckpointConfig",
     "CheckpointDamaged",
     "CheckpointInUse",
+    "CheckpointManager",
     "CheckpointNotFound",
     "CheckpointRecord",
     "CheckpointStorage",

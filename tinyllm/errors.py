@@ -327,7 +327,7 @@ class TraceMismatch(TinyLLMError):
     remedy: str
 
     def __str__(self) -> str:
-        return f"trace {self.trace_id!r} exists with another {self.what}; nothing was run: {self.remedy}"
+        return f"trace {self.trace_id!r} exists with another {self.what}; nothing was changed: {self.remedy}"
 
 
 @attrs.define(eq=False)

@@ -105,16 +105,15 @@ async def test_a_stores_record_shows_the_state_at_its_checkpoint(storage: Checkp
     assert [message.source_node for message in third.messages] == ["", "a", "a"]
     assert {message.trace_id for message in third.messages} == {"t"}
     assert [message.message_id for message in third.messages] == ["t#1", "t#2", "t#3"]
-    trace = await storage.trace("t")
-    assert trace is not None
+    snapshot = await storage.load("t", 2)
     assert third.state == {
         "current_node": "a",
         "visited_nodes": ["a", "a"],
         "variables": {"x": 2, "list": [1]},
         "step_count": 2,
-        "total_tokens_in": 0,
-        "total_tokens_out": 0,
-        "start_time": datetime.fromtimestamp(trace.created_at, UTC).isoformat(),
+        "total_tokens_in": snapshot.tokens_in,
+        "total_tokens_out": snapshot.tokens_out,
+        "start_time": datetime.fromtimestamp(snapshot.record.created_at, UTC).isoformat(),
     }
     assert type(third.state) is dict
     assert third.state is third.state

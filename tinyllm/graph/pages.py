@@ -62,17 +62,18 @@ class Pages(Sequence[T]):
 
 
 class Editable(MutableSequence[T]):
-    """A sequence that may be changed, over one that is not: the first change makes it a list of its own."""
+    """A sequence that may be changed, over one that stays as it is: the first change makes a list of its own."""
 
-    __slots__ = ("_items",)
+    __slots__ = ("_items", "_own")
 
     def __init__(self, items: Sequence[T]) -> None:
         self._items = items
+        self._own: list[T] | None = None
 
-    def _own(self) -> list[T]:
-        if not isinstance(self._items, list):
-            self._items = list(self._items)
-        return self._items
+    def _changing(self) -> list[T]:
+        if self._own is None:
+            self._items = self._own = list(self._items)
+        return self._own
 
     def __len__(self) -> int:
         return len(self._items)
@@ -89,13 +90,13 @@ class Editable(MutableSequence[T]):
     @overload
     def __setitem__(self, index: slice, value: Iterable[T]) -> None: ...
     def __setitem__(self, index: Any, value: Any) -> None:
-        self._own()[index] = value
+        self._changing()[index] = value
 
     def __delitem__(self, index: int | slice) -> None:
-        del self._own()[index]
+        del self._changing()[index]
 
     def insert(self, index: int, value: T) -> None:
-        self._own().insert(index, value)
+        self._changing().insert(index, value)
 
     def __iter__(self) -> Iterator[T]:
         return iter(self._items)

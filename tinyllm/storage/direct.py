@@ -6,19 +6,65 @@ to have them too. Every listing begins with the newest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from heapq import heappop, heappush
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from tinyllm.errors import TraceNotFound
+from tinyllm.graph.context import ExecutionContext
+from tinyllm.graph.messages import Message, MessagePayload
 from tinyllm.graph.settings import unknown
-from tinyllm.storage.records import CheckpointRecord
+from tinyllm.storage.records import STATE, CheckpointRecord
 
 if TYPE_CHECKING:
     from tinyllm.storage.contract import CheckpointStorage, TraceRecord
 
 _PAGE = 100
 _FILTERS = ("graph_id", "trace_id", "status", "node_id")
+
+
+async def save_checkpoint(
+    storage: CheckpointStorage,
+    *,
+    graph_id: str,
+    trace_id: str,
+    step: int = 0,
+    state: Mapping[str, Any] | None = None,
+    messages: Sequence[Any] = (),
+    node_id: str | None = None,
+) -> CheckpointRecord:
+    """Save the state of a trace that a program keeps by itself; returns its checkpoint when it is durable.
+
+    Only what is different from the trace's newest checkpoint is stored. `state` is that of a `CheckpointRecord`, or
+    anything storable; `messages` are all of the trace, those saved before included: `Message` objects, or values.
+
+    :raises TraceMismatch: the trace is another graph's, or its messages or visited nodes do not begin with those that
+        were saved before.
+    :raises TraceOwned: a live process executes it, and it is different.
+    :raises ValueNotStorable: naming the path to the fault.
+    """
+    from tinyllm.storage.by_hand import save  # builds on the contract, which has this method
+
+    state = dict(state or {})
+    started: Any = state.pop("start_time", None)
+    state.pop("step_count", None)  # `step` says so
+    current = state.pop("current_node", None)
+    node = current if node_id is None else node_id
+    context = ExecutionContext(
+        trace_id=trace_id,
+        graph_id=graph_id,
+        visited_nodes=state.pop("visited_nodes", ()),
+        variables=dict(state.pop("variables", {})),
+        messages=[_message(value, trace_id, node or "") for value in messages],
+        step_count=step,
+        total_tokens_in=state.pop("total_tokens_in", 0),
+        total_tokens_out=state.pop("total_tokens_out", 0),
+    )
+    if started is not None:
+        context.start_time = started if isinstance(started, datetime) else datetime.fromisoformat(started)
+    context.variables |= {STATE + name: value for name, value in state.items()}
+    return await save(storage, context, node)
 
 
 async def get(storage: CheckpointStorage, checkpoint_id: str) -> CheckpointRecord | None:
@@ -29,6 +75,18 @@ async def get(storage: CheckpointStorage, checkpoint_id: str) -> CheckpointRecor
             if record.rev <= int(rev):
                 return record if record.id == checkpoint_id else None
     return None
+
+
+async def delete(storage: CheckpointStorage, checkpoint_id: str) -> bool:
+    """Delete the checkpoint of that id; returns whether it was there. With its only one, the trace goes.
+
+    :raises CheckpointInUse: it is the newest of several or the first of them, or a fork starts from it.
+    :raises TraceOwned: it is the only one of a trace that a live process executes.
+    """
+    from tinyllm.storage.by_hand import drop
+
+    record = await get(storage, checkpoint_id)
+    return record is not None and await drop(storage, record)
 
 
 async def list_checkpoints(
@@ -70,7 +128,9 @@ async def list_all(
 class DirectUse:
     """The promised methods of a store."""
 
+    save_checkpoint = save_checkpoint
     get = get
+    delete = delete
     list_checkpoints = list_checkpoints
     get_latest_checkpoint = get_latest_checkpoint
     list = list_all
@@ -142,3 +202,7 @@ class _NewestFirst:
         record = await kept.next()
         if record is not None:
             heappush(self._waiting, (-record.created_at.timestamp(), -kept.trace.trace, record, kept))
+
+
+def _message(value: Any, trace_id: str, node: str) -> Message:
+    return value if isinstance(value, Message) else Message(trace_id, node, payload=MessagePayload.of(value))

@@ -12,7 +12,7 @@ import msgspec
 from tinyllm.graph.messages import Message
 from tinyllm.graph.pages import Pages
 from tinyllm.graph.payload import decode_message
-from tinyllm.graph.values import restore
+from tinyllm.graph.values import capture, restore
 
 if TYPE_CHECKING:
     from tinyllm.storage.contract import (
@@ -248,6 +248,11 @@ def variable_value(rows: Sequence[VariableRow]) -> Any:
         else:
             value.update(restore(row.body))
     return value
+
+
+def variable_body(rows: Sequence[VariableRow]) -> bytes:
+    """A variable's whole value, captured."""
+    return rows[0].body if len(rows) == 1 else capture(variable_value(rows))
 
 
 def visited(snapshot: Snapshot) -> int:

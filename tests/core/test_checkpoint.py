@@ -52,6 +52,17 @@ async def storage(
 
 
 @pytest.fixture
+async def stores(tmp_path: Path, anyio_backend: str) -> AsyncIterator[list[CheckpointStorage]]:
+    """One database, opened three times, as by three processes."""
+    opened = [open_backend("sqlite", tmp_path) for _ in range(3)]
+    for each in opened:
+        await each.initialize()
+    yield opened
+    for each in opened:
+        await each.close()
+
+
+@pytest.fixture
 def manager(storage: CheckpointStorage) -> CheckpointManager:
     return CheckpointManager(storage)
 
@@ -321,6 +332,25 @@ def test_whatever_was_saved_is_restored_as_it_was_then(changes: list[tuple[str, 
         await storage.close()
 
     anyio.run(run)
+
+
+async def test_programs_that_save_the_same_trace_at_once_lose_nothing(stores: list[CheckpointStorage]) -> None:
+    """Whoever comes second finds what the first added, and adds its own behind that."""
+    await CheckpointManager(stores[0]).save_checkpoint(ExecutionContext(trace_id="t", graph_id="g"), "start")
+
+    async def save(storage: CheckpointStorage, name: str) -> None:
+        manager = CheckpointManager(storage)
+        for number in range(5):
+            context = ExecutionContext(trace_id="t", graph_id="g", variables={name: number})
+            await manager.save_checkpoint(context, f"{name}{number}")
+
+    async with anyio.create_task_group() as tasks:
+        for name, storage in zip("abc", stores, strict=True):
+            tasks.start_soon(save, storage, name)
+    records = await stores[0].list_checkpoints("g", "t")
+    assert [record.rev for record in records] == list(range(15, -1, -1))
+    for record in records[:-1]:
+        assert {f"{name}{number}" for name, number in record.state["variables"].items()} == {record.node_id}
 
 
 # -- traces that an executor executed --------------------------------------------------------------------------

@@ -7,11 +7,20 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 import anyio
+import attrs
 import pytest
 
 from tests.storage.backends import admit, commit_one, fork, run_steps
 from tests.storage.deltas import Item, Writer
-from tinyllm import ConfigError, Message, MessagePayload, StorageNotOpen, UnknownSetting
+from tinyllm import (
+    ConfigError,
+    InMemoryCheckpointStorage,
+    Message,
+    MessagePayload,
+    SQLiteCheckpointStorage,
+    StorageNotOpen,
+    UnknownSetting,
+)
 from tinyllm.persistence.interface import CheckpointRecord
 from tinyllm.storage.contract import CheckpointStorage, Owner, Prune, Reads, Status
 
@@ -124,7 +133,8 @@ async def test_a_stores_record_shows_the_state_at_its_checkpoint(storage: Checkp
 async def test_listing_reads_nothing_of_a_long_trace(storage: CheckpointStorage, reads: list[str]) -> None:
     await spoken(storage, 120)
     statements: list[str] = []
-    if hasattr(storage, "_reading") and hasattr(storage._reading, "set_trace_callback"):
+    if isinstance(storage, SQLiteCheckpointStorage):
+        assert storage._reading is not None
         storage._reading.set_trace_callback(statements.append)
     records = await storage.checkpoints("t", limit=100)
     assert [len(record.messages) for record in records] == [121 - at for at in range(100)]
@@ -132,7 +142,8 @@ async def test_listing_reads_nothing_of_a_long_trace(storage: CheckpointStorage,
     assert len(await storage.list_checkpoints("g", "t")) == 121
     assert records[:2] == await storage.list(limit=2)
     assert reads == []
-    assert not any("FROM messages" in statement or "FROM steps" in statement for statement in statements)
+    assert (not statements) == isinstance(storage, InMemoryCheckpointStorage)
+    assert [at for at in statements if "messages WHERE" in at or "FROM messages" in at or "FROM steps" in at] == []
     assert repr(records[0].messages) == "<121 items, read when they are looked at>"
 
 
@@ -153,10 +164,22 @@ async def test_what_is_looked_at_is_read_and_no_more(storage: CheckpointStorage,
 async def test_messages_that_are_no_part_of_the_history_are_not_shown(storage: CheckpointStorage) -> None:
     writer = await admit(storage, body=b'"task"')
     await commit_one(storage, writer.append(end=min(writer.live), plan=["b"], body=b'"edge"', history=False))
-    await commit_one(storage, writer.append(end=min(writer.live), plan=["c"], body=b'"said"'))
+    for said in (b'"one"', b'"two"'):
+        await commit_one(storage, writer.append(end=min(writer.live), plan=["c"], body=said))
     (record,) = await storage.checkpoints("t", limit=1)
-    assert [message.payload.value for message in record.messages] == ["task", "said"]
-    assert record.messages[1].payload.value == record.messages[-1].payload.value == "said"
+    assert [message.payload.value for message in record.messages] == ["task", "one", "two"]
+    assert [record.messages[at].payload.value for at in (0, 1, 2, -1)] == ["task", "one", "two", "two"]
+
+
+async def test_of_a_history_with_a_window_the_last_messages_are_shown(storage: CheckpointStorage) -> None:
+    writer = Writer("t")
+    admission = attrs.evolve(writer.admit(body=b'"task"'), history=2)
+    writer.admitted(await commit_one(storage, admission))
+    await run_steps(storage, writer, 5)
+    newest, *_, first = await storage.checkpoints("t")
+    assert (newest.message_count, [message.payload.value for message in newest.messages]) == (2, [3, 4])
+    assert newest.messages[-1].payload.value == 4
+    assert [message.payload.value for message in first.messages] == ["task"]
 
 
 async def test_a_forks_record_shows_what_it_shares(storage: CheckpointStorage) -> None:

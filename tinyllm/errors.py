@@ -320,7 +320,8 @@ class TraceExists(TinyLLMError):
 
 @attrs.define(eq=False)
 class TraceMismatch(TinyLLMError):
-    """`execute(task, trace_id=)` named a trace of another task or another graph."""
+    """`execute(task, trace_id=)` named a trace of another task or another graph; or a context that is saved does not
+    begin with what its trace has already."""
 
     trace_id: str
     what: str

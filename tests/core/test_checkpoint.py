@@ -18,6 +18,7 @@ from tinyllm import (
     CheckpointConfig,
     CheckpointInUse,
     CheckpointManager,
+    CheckpointRecord,
     ConfigError,
     ExecutionContext,
     ExecutionError,
@@ -173,6 +174,20 @@ async def test_a_restored_context_is_changed_without_changing_the_checkpoint(man
     later = await manager.save_checkpoint(restored, "node6")
     assert later is not None
     assert (later.step, later.message_count, later.state["variables"]["list"]) == (6, 6, [1, 2])
+
+
+async def test_a_record_that_a_program_made_itself_is_restored_too(manager: CheckpointManager) -> None:
+    said = [Message("t", "a", payload=MessagePayload(content="hi"))]
+    state = {"visited_nodes": ["a"], "variables": {"x": [1]}, "step_count": 3, "total_tokens_in": 4}
+    record = CheckpointRecord(id="i", graph_id="g", trace_id="t", step=3, state=state, messages=said, node_id="a")
+    context = ExecutionContext(trace_id="t", graph_id="g")
+    await manager.restore_context(record, context)
+    context.visit_node("b")
+    context.add_message(said[0])
+    context.get_variable("x").append(2)
+    assert (context.step_count, context.total_tokens_in, context.messages) == (4, 4, said * 2)
+    assert (record.messages, record.state) == (said, state)
+    assert state == {"visited_nodes": ["a"], "variables": {"x": [1]}, "step_count": 3, "total_tokens_in": 4}
 
 
 # -- what is stored --------------------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ def _restore(record: CheckpointRecord, context: ExecutionContext) -> None:
     context.current_node = record.node_id
     context.visited_nodes = Editable(state.get("visited_nodes", ()))
     context.messages = Editable(record.messages)
-    context.step_count = record.step
+    context.step_count = state.get("step_count", record.step)
     context.total_tokens_in = state.get("total_tokens_in", 0)
     context.total_tokens_out = state.get("total_tokens_out", 0)
     if "start_time" in state:

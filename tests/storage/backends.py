@@ -26,7 +26,7 @@ from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 BACKENDS = ["memory", "sqlite"]
 
-CLOCKS = {"memory": "tinyllm.storage.memory.monotonic", "sqlite": "tinyllm.storage.sqlite.store.boottime"}
+CLOCKS = {"memory": "tinyllm.storage.memory_leases.monotonic", "sqlite": "tinyllm.storage.sqlite.store.boottime"}
 """By which each measures the time between two renewals of a lease."""
 
 Census = dict[int, dict[str, set[int]]]

@@ -64,7 +64,7 @@ async def test_looking_for_commands_costs_nothing_where_there_are_none(storage: 
 
 async def test_a_delta_that_consumes_no_command_looks_for_none(storage: SQLiteCheckpointStorage) -> None:
     writer = Writer("t")
-    (outcome,) = await storage.commit([writer.admit(plan=["a", "a"])])
+    (outcome,) = await storage.commit([writer.admit(plan=["a"] * 4)])
     assert isinstance(outcome, Admitted)
     writer.admitted(outcome)
     (left,) = await storage.commit([Leave(writer.key, "t", "pause")])
@@ -75,7 +75,7 @@ async def test_a_delta_that_consumes_no_command_looks_for_none(storage: SQLiteCh
     await storage.commit([writer.append(end=1, plan=["a"])])
     assert not [statement for statement in statements if "commands" in statement]
     usual = len(statements)
-    await storage.commit([writer.append(end=2, plan=["a"], consumed=[left.command])])
+    await storage.commit([writer.append(end=3, plan=["a"], consumed=[left.command])])
     storage._connection.set_trace_callback(None)
     assert len([statement for statement in statements if "commands" in statement]) == 2
     assert len(statements) == 2 * usual + 2

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import islice
-from threading import Lock
-from time import monotonic, time
+from time import time
 from typing import TypeVar, assert_never
 from weakref import WeakValueDictionary
 
@@ -51,31 +50,10 @@ from tinyllm.storage.contract import (
     TraceRecord,
     Write,
 )
+from tinyllm.storage.memory_leases import HighWaterInMemory, Leases
 from tinyllm.storage.memory_trace import Checkpoint, Definition, Trace
 
 T = TypeVar("T")
-
-_RENEW_EVERY = 1.0
-"""Seconds between two renewals by commits."""
-
-
-@attrs.define(eq=False)
-class _Lease:
-    owner: Owner
-    beat: int = 0
-    renewed: float = 0.0
-
-
-@attrs.define(eq=False)
-class _HighWater:
-    epoch: int
-    mark: tuple[int, int] | None = None
-
-    def note(self, step: int, running: int) -> None:
-        self.mark = (step, running)
-
-    def close(self) -> None:
-        self.mark = None
 
 
 class InMemoryCheckpointStorage(CheckpointStorage):
@@ -90,9 +68,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._traces: dict[int, Trace] = {}
         self._keys: dict[str, int] = {}
         self._definitions: WeakValueDictionary[bytes, Definition] = WeakValueDictionary()
-        self._high_water: dict[int, _HighWater] = {}
-        self._leases: dict[str, _Lease] = {}
-        self._lease_lock = Lock()  # the lease keeper's thread writes them too
+        self._high_water: dict[int, HighWaterInMemory] = {}
+        self._leases = Leases()
         self._reading = _Reading(self)
         self._closed = False
 
@@ -104,10 +81,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._traces.clear()
         self._keys.clear()
         self._high_water.clear()
-        with self._lease_lock:
-            for owner in self._leases:
-                owners.let_go(owner)
-            self._leases.clear()
+        self._leases.clear()
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -225,7 +199,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     def _add(self, trace: Trace, delta: Delta, now: float) -> None:
         if trace.owner is not None:
-            self._renew_if_due(trace.owner)
+            self._leases.renew_if_due(trace.owner)
         trace.add(delta, now)
         if delta.status in UNOWNED:
             trace.owner = None
@@ -353,7 +327,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         return self._traces[key]
 
     def record(self, trace: Trace) -> TraceRecord:
-        lease = self._leases.get(trace.owner) if trace.owner else None
+        lease = self._leases.get(trace.owner)
         owner_alive = owners.alive(lease.owner) if lease else False
         parent = trace.parent if trace.parent and trace.parent.key in self._traces else None
         noted = self._high_water.get(trace.key)
@@ -386,31 +360,15 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     # -- ownership ---------------------------------------------------------------------------------------------
 
     def renew(self, owner: Owner) -> None:
-        with self._lease_lock:
-            owners.keep(owner.id)
-            lease = self._leases.get(owner.id)
-            if lease is None:
-                lease = self._leases[owner.id] = _Lease(owner)
-            lease.beat += 1
-            lease.renewed = monotonic()
+        self._leases.renew(owner)
 
     def retire(self, owner: Owner) -> None:
-        with self._lease_lock:
-            owners.let_go(owner.id)
-            self._leases.pop(owner.id, None)
+        self._leases.retire(owner)
 
     def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:  # noqa: ARG002 - the epoch tells whose
         # A new owner gets a place of its own: what the one before it may still note must not be taken for its marks.
-        place = self._high_water[trace] = _HighWater(epoch)
+        place = self._high_water[trace] = HighWaterInMemory(epoch)
         return place
-
-    def _renew_if_due(self, owner_id: str) -> None:
-        now = monotonic()
-        with self._lease_lock:
-            lease = self._leases.get(owner_id)
-            if lease and now - lease.renewed >= _RENEW_EVERY:
-                lease.beat += 1
-                lease.renewed = now
 
 
 class _Reading:

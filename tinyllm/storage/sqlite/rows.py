@@ -6,7 +6,7 @@ from typing import Any
 
 import attrs
 
-from tinyllm.storage.contract import Delta
+from tinyllm.storage.contract import ActivationRow, Delta, StateChange
 from tinyllm.storage.framing import Frame, checksum, encode
 from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT
 from tinyllm.storage.sqlite.library import sqlite3
@@ -19,19 +19,21 @@ SELECT ?1, ?2, ?3, ?4, ?5, ?6, CASE WHEN ?3 > ?7 - history THEN key << {SHIFT} |
 FROM traces WHERE key = ?1 >> {SHIFT} AND (history IS NULL OR ?4 > 0 OR ?3 > ?7 - history)
 """
 _ACTIVATION = """
-INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, error,
-                         tries, due, progress, asked, fired_rev)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, fired_rev)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _ARRIVAL = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES (?, ?, ?, ?, ?, ?)"
 _VARIABLE = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts, status) VALUES (?, ?, ?, ?, ?, ?, ?)"
+_STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES (?, ?, ?, ?, ?, ?)"
+_SAID = "UPDATE steps SET status = ? WHERE id = ?"
 _CHECKPOINT = """
 INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
                          messages, frontier, arrivals, variables, created_at,
-                         generation, generation_step, elapsed, tokens_in, tokens_out, task)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         generation, generation_step, elapsed, tokens_in, tokens_out)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+_TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
+_LAST_TASK = "UPDATE traces SET last_task = ? WHERE key = ?"
 _FIRED = """
 UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_depth = ? WHERE id = ?
 """
@@ -45,17 +47,23 @@ Row = tuple[Any, ...]
 
 @attrs.define(eq=False)
 class Rows:
-    """What a batch of deltas adds and changes, by table."""
+    """What a batch of deltas adds and changes, by table.
+
+    What most rows do not have is written after them, for those that do: to bind a None costs more than to insert a row.
+    """
 
     messages: list[Row] = attrs.field(factory=list)
     activations: list[Row] = attrs.field(factory=list)
     arrivals: list[Row] = attrs.field(factory=list)
     variables: list[Row] = attrs.field(factory=list)
     steps: list[Row] = attrs.field(factory=list)
+    said: list[Row] = attrs.field(factory=list)
     checkpoints: list[Row] = attrs.field(factory=list)
     fired: list[Row] = attrs.field(factory=list)
     changed: list[Row] = attrs.field(factory=list)
     ended: list[Row] = attrs.field(factory=list)
+    tasks: list[Row] = attrs.field(factory=list)
+    last_tasks: list[Row] = attrs.field(factory=list)
     answers: list[Row] = attrs.field(factory=list)
     others: list[Row] = attrs.field(factory=list)
     """Commands that were consumed; each is in both, being of either kind."""
@@ -77,14 +85,11 @@ class Rows:
                     row.depth,
                     row.state,
                     row.attempts,
-                    frame(row.error),
-                    row.tries,
-                    row.due,
-                    frame(row.progress),
-                    frame(row.asked),
                     None if row.state == "buffered" else 0,
                 )
             )
+            if row.tries or (row.error, row.due, row.progress, row.asked) != (None, None, None, None):
+                self._change(first | row.seq, row)
         for arrival in delta.arrivals:
             self.arrivals.append(
                 (
@@ -99,18 +104,7 @@ class Rows:
         for fired in delta.fired:
             self.fired.append((rev, fired.id, fired.depth, first | fired.activation))
         for change in delta.changed:
-            self.changed.append(
-                (
-                    change.state,
-                    change.attempts,
-                    frame(change.error),
-                    change.tries,
-                    change.due,
-                    frame(change.progress),
-                    frame(change.asked),
-                    first | change.activation,
-                )
-            )
+            self._change(first | change.activation, change)
         for activation in delta.ended:
             self.ended.append((rev, first | activation))
         for variable in delta.variables:
@@ -138,9 +132,10 @@ class Rows:
                     step.ended_at,
                     step.duration_ms,
                     step.attempts,
-                    step.status,
                 )
             )
+            if step.status is not None:
+                self.said.append((step.status, first | step.step))
         for command in delta.consumed:
             self.answers.append((command, trace))
             self.others.append((command, trace))
@@ -166,8 +161,15 @@ class Rows:
                 delta.elapsed,
                 delta.tokens_in,
                 delta.tokens_out,
-                delta.task,
             )
+        )
+        if delta.task is not None:
+            self.tasks.append((delta.task, first | rev))
+            self.last_tasks.append((delta.task, trace))
+
+    def _change(self, activation: int, to: ActivationRow | StateChange) -> None:
+        self.changed.append(
+            (to.state, to.attempts, frame(to.error), to.tries, to.due, frame(to.progress), frame(to.asked), activation)
         )
 
     def _add_messages(self, first: int, delta: Delta) -> None:
@@ -196,7 +198,10 @@ class Rows:
             (_ENDED, self.ended),
             (_VARIABLE, self.variables),
             (_STEP, self.steps),
+            (_SAID, self.said),
             (_CHECKPOINT, self.checkpoints),
+            (_TASK, self.tasks),
+            (_LAST_TASK, self.last_tasks),
             (ANSWERED, self.answers),
             (CARRIED_OUT, self.others),
         ):

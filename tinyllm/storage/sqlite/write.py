@@ -65,12 +65,10 @@ WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT 
 _UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
 # Epoch check, gap check and idempotence in one. Two statements, so that the usual one leaves the index on owners alone.
 _APPEND = """
-UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, last_task = coalesce(?, last_task)
-WHERE key = ? AND epoch = ? AND rev = ?
+UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ? WHERE key = ? AND epoch = ? AND rev = ?
 """
 _APPEND_LAST = """
-UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, last_task = coalesce(?, last_task),
-                  owner = NULL
+UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, owner = NULL
 WHERE key = ? AND epoch = ? AND rev = ?
 """
 _ACQUIRE = """
@@ -167,7 +165,7 @@ class Writing:
                 digest,
                 write.fingerprint,
                 write.task_digest,
-                first.task or write.task_digest,
+                write.task_digest,
                 write.history,
                 first.status,
                 None if first.status in UNOWNED else write.owner,
@@ -250,14 +248,10 @@ class Writing:
         if not run:
             return
         first, last = run[0][1].delta, run[-1][1].delta
-        task = None
-        given_up = False
-        for _, append in run:
-            task = append.delta.task or task
-            given_up |= append.delta.status in UNOWNED
+        given_up = any(append.delta.status in UNOWNED for _, append in run)
         cursor = self._connection.execute(
             _APPEND_LAST if given_up else _APPEND,
-            (last.status, last.step, last.rev, self._now, frame(last.error), task, trace, first.epoch, first.rev - 1),
+            (last.status, last.step, last.rev, self._now, frame(last.error), trace, first.epoch, first.rev - 1),
         )
         if cursor.rowcount != 1:
             run = self._already_there(trace, run, outcomes)

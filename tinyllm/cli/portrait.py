@@ -16,8 +16,9 @@ from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table
 from tinyllm.core.store import find_trace
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import decode_error, decode_payload
-from tinyllm.graph.values import capture, restore
-from tinyllm.storage.contract import CheckpointStorage, Snapshot, StepRow, TraceRecord, VariableRow
+from tinyllm.graph.values import restore
+from tinyllm.graph.variables import Version
+from tinyllm.storage.contract import CheckpointStorage, Snapshot, StepRow, TraceRecord
 
 
 @attrs.frozen
@@ -70,7 +71,7 @@ async def read_portrait(storage: CheckpointStorage, reference: str, step: int | 
         newest=snapshot.rev == snapshot.record.rev,
         task=first[0].body if first and first[0].node == "" else None,
         nodes=nodes,
-        variables={key: _variable(rows) for key, rows in sorted(snapshot.variables.items())},
+        variables={key: Version.stored(rows).captured for key, rows in sorted(snapshot.variables.items())},
         error=decode_error(snapshot.record.error) if snapshot.record.error is not None else None,
     )
 
@@ -83,14 +84,6 @@ async def _steps(storage: CheckpointStorage, trace_id: str, last: int) -> AsyncI
                 return
             yield row
         after = page[-1].step
-
-
-def _variable(rows: tuple[VariableRow, ...]) -> bytes:
-    """A variable's whole value: the full row and what was appended, in the order in which nodes see it."""
-    if len(rows) == 1:
-        return rows[0].body
-    appended = sorted(rows[1:], key=lambda row: restore(row.order or b"[]"))
-    return capture([*restore(rows[0].body), *(restore(row.body) for row in appended)])
 
 
 def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[..., str]) -> list[str]:

@@ -14,7 +14,11 @@ import attrs
 
 from tinyllm.graph.node import NodeFunction
 
-Reducer = Literal["last", "append"]
+Reducer = Literal["last", "append", "add", "merge"]
+"""What becomes of a value that is written to a variable: see `variables.reduced`."""
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+"""A function that is decorated with `@lifespan`, or any other that makes such a context manager."""
 
 END = "$end"
 """Where the results of exits arrive: a join behind every graph that no graph can name (ids start with a letter)."""
@@ -116,7 +120,7 @@ class Graph:
     protected: tuple[str, ...] = ()
     """Nodes that tools which rewrite graphs must leave as they are; nothing here reads it."""
     functions: Mapping[str, NodeFunction] = attrs.field(factory=dict)
-    lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+    lifespan: Lifespan | None = None
     """What makes `context.deps` for as long as an executor runs, where the executor was given none."""
     path: str | None = None
     """The absolute path of the file it was loaded from."""

@@ -195,7 +195,12 @@ def lifespan(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], Any]:
         async def clients():
             async with httpx.AsyncClient() as client:
                 yield client
+
+    :raises TypeError: if it is none, or takes arguments.
     """
+    if not inspect.isasyncgenfunction(function) or inspect.signature(function).parameters:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(f"lifespan function {name!r} must be an `async def` without parameters that yields once")
     managed = asynccontextmanager(function)
     setattr(managed, LIFESPAN, True)
     return managed

@@ -26,6 +26,7 @@ myst_heading_anchors = 3
 smartquotes_action = "D"  # dashes only: quotes are mostly those of code
 
 autodoc_default_options = {"members": True, "undoc-members": True, "member-order": "bysource"}
+autoclass_content = "both"  # what `__init__` says comes after what the class says
 autodoc_typehints_format = "short"
 python_use_unqualified_type_names = True
 python_maximum_signature_line_length = 100

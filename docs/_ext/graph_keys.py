@@ -23,6 +23,7 @@ from sphinx.errors import ExtensionError
 from sphinx.util.docutils import SphinxDirective
 
 from tinyllm.graph import definition, schema
+from tinyllm.graph.durations import duration_text
 from tinyllm.graph.schema import Keys, Rule
 
 SENTENCE = re.compile(r"^(\w+): (.+(?:\n +.+)*)", re.MULTILINE)
@@ -45,13 +46,16 @@ def takes(rule: Rule) -> str:
     return next((match[1] for match in wanted if match), "")
 
 
-def default(name: str, key: str) -> str:
+def default(name: str, key: str, rule: Rule) -> str:
     """A key's default as a graph file says it; empty where that is to leave it out: the sentence says what it means."""
     shape = getattr(definition, name.capitalize(), None)
     field = attrs.fields_dict(shape).get(key) if shape else None
     if field is None or not isinstance(field.default, str | int | float):
         return ""
-    return f"`{json.dumps(field.default)}`"
+    value = field.default
+    if isinstance(value, float):  # a number, or seconds, which a file writes as `5m`: what the rule lets pass
+        return f"`{duration_text(value) if any(rule(value, ())) else format(value, 'g')}`"
+    return f"`{json.dumps(value)}`"
 
 
 class GraphKeys(SphinxDirective):
@@ -74,7 +78,7 @@ class GraphKeys(SphinxDirective):
         self.env.metadata[self.env.docname].setdefault("graph-keys", []).append(name)
         rows = [("key", "takes", "default", "meaning"), ("---",) * 4]
         for key, rule in keys.rules.items():
-            given = "required" if key in keys.required else default(name, key)
+            given = "required" if key in keys.required else default(name, key, rule)
             rows.append((f"`{key}`", takes(rule), given, " ".join(sentences[key].split())))
         return self.parse_text_to_nodes("\n".join(f"| {' | '.join(row)} |" for row in rows))
 

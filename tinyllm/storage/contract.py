@@ -338,6 +338,9 @@ class TraceRecord:
     updated_at: float
     error: bytes | None
 
+    def __repr__(self) -> str:
+        return f"<TraceRecord {self.trace_id!r} of {self.graph_id!r}, {self.status} at step {self.step}>"
+
 
 @attrs.frozen(kw_only=True)
 class CheckpointRecord:

@@ -86,6 +86,9 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._leases: dict[str, _Lease] = {}
         self._lease_lock = Lock()  # the lease keeper's thread writes them too
 
+    def __repr__(self) -> str:
+        return f"<InMemoryCheckpointStorage, traces: {len(self._keys)}>"
+
     async def initialize(self) -> None:
         pass
 

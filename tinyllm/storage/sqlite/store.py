@@ -74,6 +74,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._marks: dict[str, HighWaterFile] = {}
         self._pid = 0
 
+    def __repr__(self) -> str:
+        return f"<SQLiteCheckpointStorage {self.name}, {'not open' if self._connection is None else 'open'}>"
+
     async def initialize(self) -> None:
         self._refuse_forked()
         self._writer.start()

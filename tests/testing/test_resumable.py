@@ -252,6 +252,28 @@ def test_a_variable_is_named_and_so_is_what_happens_without_an_interruption() ->
     assert "'by'" not in told
 
 
+def test_what_only_an_interruption_brings_about_is_reported() -> None:
+    lines: list[str] = []
+
+    async def begin(task: str) -> str:
+        lines.clear()
+        return task
+
+    async def write(line: str) -> str:
+        lines.append(line)
+        return line
+
+    async def read(line: str) -> Result:
+        return Result(len(lines), set={"once": True} if len(lines) == 1 else {})
+
+    told = complaint(GraphBuilder("g").chain(begin, write, read).build(), "x")
+    assert "interrupted after rev 1 (step 1, node 'begin') and resumed:" in told
+    assert "value: expected 1, got 2" in told
+    assert "variables['once']: expected True, got nothing" in told
+    assert "without an interruption" not in told
+    assert told.splitlines()[-1].startswith("  usual causes: ")
+
+
 def test_another_failure_or_none_is_reported() -> None:
     calls = itertools.count()
 

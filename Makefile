@@ -2,13 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test torture lint format types imports clean
+.PHONY: demo test docs torture lint format types imports clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/demo.py
 
 test: lint types imports
 	$(BIN)/python -m pytest
+
+docs: .venv/ready
+	$(BIN)/python -m sphinx -W --keep-going -E -q docs build/docs
+	@echo "built; open build/docs/index.html"
 
 torture: .venv/ready
 	$(BIN)/python -m tests.torture

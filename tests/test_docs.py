@@ -2,7 +2,8 @@
 
 A ```console block is typed, line by line after `$`, and must print what stands below, in which `...` stands for
 anything. A ```python block is run. A block under a `<!-- file: NAME -->` line is that file. ```sh is for what is typed
-in a clone; its `make` targets are checked. One directory serves a whole page.
+in a clone; its `make` targets are checked. One directory serves a whole page. A ```{name} block is a directive: the
+docs are built here too, as `make docs` builds them, so that `make test` finds what would break them.
 """
 
 from __future__ import annotations
@@ -12,32 +13,35 @@ import re
 import signal
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, get_args
 
 import attrs
+import click
 import pytest
 
 import tinyllm
-import tinyllm.errors
 from tinyllm import (
-    Edge,
-    ErrorInfo,
-    ExecutorConfig,
+    CheckpointManager,
+    CheckpointStorage,
+    ExecutionContext,
+    Executor,
     GraphBuilder,
-    Message,
-    MessagePayload,
-    Node,
     NodeContext,
-    TaskResponse,
     load_graph,
+    testing,
 )
 from tinyllm.actors.events import Event
 from tinyllm.cli.main import cli
+from tinyllm.cli.main import graph as graph_commands
+from tinyllm.graph.conditions import FIELDS
+from tinyllm.graph.evaluate import FUNCTIONS, METHODS
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(DOCS.rglob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -49,7 +53,7 @@ class Block(NamedTuple):
 
 
 def blocks(page: Path) -> Iterator[Block]:
-    pattern = re.compile(r"(?:^<!-- file: (\S+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+    pattern = re.compile(r"(?:^<!-- file: (\S+) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
     source = page.read_text(encoding="utf-8")
     for match in pattern.finditer(source):
         yield Block(source[: match.start(3)].count("\n"), match[2], match[1], match[3])
@@ -73,6 +77,7 @@ def fits(wanted: str, printed: str) -> bool:
 def run(command: list[str] | str, page: Path) -> str:
     environment = {
         "HOME": str(page),
+        "PYTHONPATH": str(ROOT),  # the code beside these pages, also where the environment is another clone's
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "COLUMNS": "100",
         "LC_ALL": "C.UTF-8",
@@ -88,7 +93,7 @@ def run(command: list[str] | str, page: Path) -> str:
     return finished.stdout.strip() + ("\nKilled" if killed else "")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem.lower())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix().lower())
 def test_page(page: Path, tmp_path: Path) -> None:
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
@@ -103,30 +108,82 @@ def test_page(page: Path, tmp_path: Path) -> None:
             for command, wanted in commands(block.text):
                 printed = run(command, tmp_path)
                 assert fits(wanted, printed.strip()), f"{where}: $ {command}\n{printed}\n-- wanted --\n{wanted}"
-        else:
+        elif not block.language.startswith("{"):
             assert block.language in ("sh", "text"), f"{where}: nothing checks a {block.language!r} block"
             assert set(re.findall(r"\bmake ([a-z]+)", block.text)) <= TARGETS, where
     for graph in tmp_path.glob("*.yaml"):
         assert load_graph(graph).nodes
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem.lower())
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix().lower())
 def test_links_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
     assert [link for link in links if not (page.parent / link).exists()] == []
 
 
-def test_the_reference_names_everything() -> None:
-    classes = [Node, Edge, ExecutorConfig, TaskResponse, Message, MessagePayload, ErrorInfo, *get_args(Event)]
-    names = {field.name for each in classes for field in attrs.fields(each)}
-    names |= {each.__name__ for each in get_args(Event)}
-    for owner in (NodeContext, GraphBuilder):
-        names |= {name for name in vars(owner) if not name.startswith("_")}
-    names |= {name for command in cli.commands.values() for option in command.params for name in option.opts}
-    names |= {name for name in dir(tinyllm) if name.endswith("Error") or name in vars(tinyllm.errors)}
-    names -= {"questions", "total_tokens_in", "total_tokens_out"}  # nothing fills them yet
-    reference = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
-    assert sorted(name for name in names if not re.search(rf"(?<!\w){name}\b", reference)) == []
+# -- the built docs --------------------------------------------------------------------------------------------
+
+
+def build(source: Path, target: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", *options, str(source), str(target)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(DOCS / "_ext")])}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+@pytest.fixture(scope="module")
+def entries(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """All that the built reference has an entry for; the build must not warn."""
+    target = tmp_path_factory.mktemp("docs")
+    built = build(DOCS, target)
+    assert built.returncode == 0, built.stdout
+    inventory = (target / "objects.inv").read_bytes().split(b"\n", 4)[4]  # four lines of heading, then zlib's
+    return set(re.findall(r"^(.+?) \w+:\w+ ", zlib.decompress(inventory).decode(), re.MULTILINE))
+
+
+@pytest.mark.timeout(240)  # about ten seconds on a machine that does nothing else
+def test_the_reference_has_every_name(entries: set[str]) -> None:
+    public = {f"tinyllm.{name}": getattr(tinyllm, name) for name in tinyllm.__all__ if name != "__version__"}
+    public |= {f"tinyllm.actors.events.{each.__name__}": each for each in get_args(Event)}
+    names = {*public, *(f"tinyllm.testing.{name}" for name in testing.__all__)}
+    for name, each in public.items():
+        if isinstance(each, type) and attrs.has(each):
+            names |= {f"{name}.{field.alias}" for field in attrs.fields(each)}  # `state` for `_state`
+    for each in (CheckpointManager, CheckpointStorage, ExecutionContext, Executor, GraphBuilder, NodeContext):
+        names |= {f"tinyllm.{each.__name__}.{name}" for name in vars(each) if not name.startswith("_")}
+    commands = {name: command for name, command in cli.commands.items() if command is not graph_commands}
+    commands |= {f"graph-{n}": command for n, command in graph_commands.commands.items() if n not in commands}
+    for name, command in commands.items():
+        options = [option for option in command.params if isinstance(option, click.Option)]
+        names |= {f"tinyllm-{name}.{text}" for option in options for text in option.opts}
+    assert sorted(names - entries) == []
+
+
+def test_the_reference_has_all_of_a_condition() -> None:
+    page = (DOCS / "reference" / "conditions.md").read_text(encoding="utf-8")
+    assert [name for name in (*FIELDS, *FUNCTIONS, *METHODS) if f"`{name}`" not in page] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "instead", "fault"),
+    [
+        ("for_each: whether", "# ", "is no `key: sentence`"),
+        ("weight: nothing yet\n", "", "an edge takes weight: say here what that means"),
+        ("weight: nothing yet", "weight: nothing yet\nheight: nor this", "an edge takes no height"),
+        ("```{graph-keys} EDGE", "```{graph-keys} HEDGE", "the schema has no keys 'HEDGE'"),
+        ("```{graph-keys} EDGE", "```text", "no page has a `graph-keys` block for EDGE"),
+    ],
+)
+def test_a_key_of_graph_files_and_its_sentence_need_each_other(
+    said: str, instead: str, fault: str, tmp_path: Path
+) -> None:
+    page = (DOCS / "reference" / "graph-files.md").read_text(encoding="utf-8")
+    assert said in page
+    (tmp_path / "index.md").write_text(page.replace(said, instead), encoding="utf-8")
+    built = build(tmp_path, tmp_path / "built", "-C", "-D", "extensions=myst_parser,graph_keys", "-b", "dummy")
+    assert built.returncode != 0
+    assert fault in built.stdout
 
 
 def test_the_checks_of_this_file_can_fail() -> None:

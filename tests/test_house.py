@@ -52,6 +52,9 @@ def test_every_error_that_a_user_meets_is_public() -> None:
 
 PROMISED = [
     "tinyllm.core.builder:load_graph",
+    "tinyllm.core.checkpoint:CheckpointConfig",
+    "tinyllm.core.checkpoint:CheckpointManager",
+    "tinyllm.core.context:ExecutionContext",
     "tinyllm.core.executor:Executor",
     "tinyllm.core.executor:ExecutorConfig",
     "tinyllm.core.graph:Graph",

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tinyllm.core.builder import load_graph
-    from tinyllm.core.config import ExecutorConfig
+    from tinyllm.core.checkpoint import CheckpointManager
+    from tinyllm.core.config import CheckpointConfig, ExecutorConfig
     from tinyllm.core.executor import Executor
     from tinyllm.errors import (
         AlreadyAnswered,
@@ -48,33 +49,39 @@ if TYPE_CHECKING:
         TraceNotFound,
         TraceOwned,
         UnguardedMain,
+        UnknownSetting,
         ValueMismatch,
         ValueMutated,
         ValueNotReadable,
         ValueNotStorable,
     )
     from tinyllm.graph.build import GraphBuilder
+    from tinyllm.graph.context import ExecutionContext
     from tinyllm.graph.definition import Edge, Graph, Limits, Node, Retry
     from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload, TaskResponse
     from tinyllm.graph.node import NodeContext, Pause, Result, Send, lifespan, node
     from tinyllm.graph.questions import Question
-    from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, StorageConfig
+    from tinyllm.storage.contract import CheckpointStorage, StorageConfig
     from tinyllm.storage.memory import InMemoryCheckpointStorage
+    from tinyllm.storage.records import CheckpointRecord
     from tinyllm.storage.sqlite import SQLiteCheckpointStorage
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "tinyllm.core.builder": ["load_graph"],
-    "tinyllm.core.config": ["ExecutorConfig"],
+    "tinyllm.core.checkpoint": ["CheckpointManager"],
+    "tinyllm.core.config": ["CheckpointConfig", "ExecutorConfig"],
     "tinyllm.core.executor": ["Executor"],
     "tinyllm.graph.build": ["GraphBuilder"],
+    "tinyllm.graph.context": ["ExecutionContext"],
     "tinyllm.graph.definition": ["Edge", "Graph", "Limits", "Node", "Retry"],
     "tinyllm.graph.messages": ["ErrorInfo", "Message", "MessagePayload", "TaskPayload", "TaskResponse"],
     "tinyllm.graph.node": ["NodeContext", "Pause", "Result", "Send", "lifespan", "node"],
     "tinyllm.graph.questions": ["Question"],
-    "tinyllm.storage.contract": ["CheckpointRecord", "CheckpointStorage", "StorageConfig"],
+    "tinyllm.storage.contract": ["CheckpointStorage", "StorageConfig"],
     "tinyllm.storage.memory": ["InMemoryCheckpointStorage"],
+    "tinyllm.storage.records": ["CheckpointRecord"],
     "tinyllm.storage.sqlite": ["SQLiteCheckpointStorage"],
 }
 """Where the public names live; those of the errors, which are all in one module, are not repeated here."""
@@ -85,8 +92,10 @@ __all__ = [
     "AlreadyAnswered",
     "AmbiguousTrace",
     "AnswerRefused",
+    "CheckpointConfig",
     "CheckpointDamaged",
     "CheckpointInUse",
+    "CheckpointManager",
     "CheckpointNotFound",
     "CheckpointRecord",
     "CheckpointStorage",
@@ -97,6 +106,7 @@ __all__ = [
     "DatabaseTooNew",
     "Edge",
     "ErrorInfo",
+    "ExecutionContext",
     "ExecutionError",
     "Executor",
     "ExecutorConfig",
@@ -140,6 +150,7 @@ __all__ = [
     "TraceNotFound",
     "TraceOwned",
     "UnguardedMain",
+    "UnknownSetting",
     "ValueMismatch",
     "ValueMutated",
     "ValueNotReadable",

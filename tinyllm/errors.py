@@ -31,6 +31,21 @@ class ConfigError(TinyLLMError):
         return f"setting {self.setting!r} is {self.value!r}; it must be {self.allowed}"
 
 
+@attrs.define(eq=False)
+class UnknownSetting(ConfigError, TypeError):
+    """There is no setting of that name: `near` is the one that was probably meant, `allowed` what that may be; where
+    none is near, `allowed` lists all. (It is a TypeError too, which is what Python itself raises for an argument that a
+    function does not have.)"""
+
+    near: str | None = None
+
+    def __str__(self) -> str:
+        if self.near is None:
+            return f"there is no setting {self.setting!r}; known are {self.allowed}"
+        allowed = f" ({self.allowed})" if self.allowed else ""
+        return f"there is no setting {self.setting!r}; did you mean {self.near!r}{allowed}?"
+
+
 class GraphError(TinyLLMError):
     """Something is wrong with a graph, or with a graph and a trace of it."""
 
@@ -171,7 +186,7 @@ class NodeError(TinyLLMError):
 
 
 @attrs.define(eq=False)
-class NodeTimeout(TinyLLMError):
+class NodeTimeout(TinyLLMError, TimeoutError):
     """One attempt at a node took longer than the node's `timeout`."""
 
     node_id: str
@@ -305,14 +320,15 @@ class TraceExists(TinyLLMError):
 
 @attrs.define(eq=False)
 class TraceMismatch(TinyLLMError):
-    """`execute(task, trace_id=)` named a trace of another task or another graph."""
+    """`execute(task, trace_id=)` named a trace of another task or another graph; or a context that is saved does not
+    begin with what its trace has already."""
 
     trace_id: str
     what: str
     remedy: str
 
     def __str__(self) -> str:
-        return f"trace {self.trace_id!r} exists with another {self.what}; nothing was run: {self.remedy}"
+        return f"trace {self.trace_id!r} exists with another {self.what}; nothing was changed: {self.remedy}"
 
 
 @attrs.define(eq=False)
@@ -344,17 +360,25 @@ class NothingToRun(TinyLLMError):
 
 @attrs.define(eq=False)
 class QuestionNotOpen(TinyLLMError):
-    """No question of that name waits for an answer, or several do. `open` names those that wait."""
+    """No question of that name waits for an answer, or several do. `open` names those that wait; `name` is None where
+    the only one was meant."""
 
     trace_id: str
-    name: str
+    name: str | None
     open: Sequence[str] = ()
     several: bool = False
 
     def __str__(self) -> str:
+        if not self.open:
+            return f"trace {self.trace_id!r} asks nothing; no question of it is open"
+        if self.name is None:
+            return f"trace {self.trace_id!r} asks several questions; name the one that is answered: {self._names}"
         what = "names several questions" if self.several else "is no open question"
-        hint = f"; open are: {', '.join(self.open)}" if self.open else "; no question is open"
-        return f"{self.name!r} {what} of trace {self.trace_id!r}{hint}"
+        return f"{self.name!r} {what} of trace {self.trace_id!r}; open are: {self._names}"
+
+    @property
+    def _names(self) -> str:
+        return ", ".join([*self.open[:5], *(["..."] if len(self.open) > 5 else [])])
 
 
 @attrs.define(eq=False)

@@ -36,3 +36,11 @@ def describe(value: Any, context: Any) -> Any:
         case "object":
             here = object()
     return {"input": value, "here": here, "greeting": context.variables.get("greeting"), "deps": context.deps}
+
+
+def asks(value: Any, context: Any) -> Any:
+    return context.ask("go on?", name="go")
+
+
+def saves(value: Any, context: Any) -> None:
+    context.save_progress(1)

@@ -7,15 +7,35 @@ from typing import Any, TypeVar
 
 import attrs
 
-from tinyllm.actors.plan import Activation, Plan
+from tinyllm.actors.activation import Activation
+from tinyllm.actors.plan import Plan
+from tinyllm.core.fork import fork_delta
+from tinyllm.core.outside import carried_out
 from tinyllm.graph.definition import END, Edge, Graph, Node, Reducer
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.node import NodeFunction
 from tinyllm.graph.payload import Captured, encode_payload
+from tinyllm.graph.questions import Question
 from tinyllm.graph.values import capture
 from tinyllm.graph.variables import Variables
-from tinyllm.nodes.call import Output
-from tinyllm.storage.contract import Acquire, Acquired, Admit, Admitted, Append, Appended, Delta, Snapshot
+from tinyllm.nodes.call import Failure, Output
+from tinyllm.storage.contract import (
+    Acquire,
+    Acquired,
+    Admit,
+    Admitted,
+    Append,
+    Appended,
+    Command,
+    CommandKind,
+    Delta,
+    Fork,
+    Leave,
+    Left,
+    Outcome,
+    Snapshot,
+    Write,
+)
 from tinyllm.storage.memory import InMemoryCheckpointStorage
 
 T = TypeVar("T")
@@ -117,8 +137,10 @@ class Hand:
         self.deltas.append(delta)
         return delta
 
-    def fail(self, node: str) -> Delta:
-        self.deltas.append(self.plan.fail(self.live(node)[0].seq, BOOM))
+    def fail(self, what: str | Activation, error: ErrorInfo = BOOM, at: float = 0.0) -> Delta:
+        activation = self.live(what)[0] if isinstance(what, str) else what
+        failure = Failure(error, (error.type, "Exception", "BaseException"))
+        self.deltas.append(self.plan.fail(activation.seq, failure, at=at, duration_ms=1.0))
         return self.deltas[-1]
 
     def exits(self) -> list[Any]:
@@ -131,13 +153,20 @@ class Hand:
 class Record:
     """One trace in a memory store, written as an executor would write it."""
 
-    def __init__(self, graph: Graph, trace_id: str = "t") -> None:
+    def __init__(self, graph: Graph, trace_id: str = "t", store: InMemoryCheckpointStorage | None = None) -> None:
         self.graph = graph
         self.trace_id = trace_id
-        self.store = InMemoryCheckpointStorage()
+        self.store = store or InMemoryCheckpointStorage()
         self.key = 0
         self.epoch = 0
         self.rev = 0
+        self.written: list[tuple[Write, Outcome]] = []
+        """All that was, with what became of it."""
+
+    def write(self, write: Write) -> Outcome:
+        (outcome,) = now(self.store.commit([write]))
+        self.written.append((write, outcome))
+        return outcome
 
     def admission(self, first: Delta) -> Admit:
         return Admit(
@@ -148,32 +177,62 @@ class Record:
             definition=b"{}",
             graph_path=None,
             task_digest="",
+            history=self.graph.history,
             owner=None,
             first=first,
         )
 
     def admit(self, plan: Plan, first: Delta) -> None:
-        (admitted,) = now(self.store.commit([self.admission(first)]))
-        assert isinstance(admitted, Admitted)
-        self.key, self.epoch = plan.key, plan.epoch = admitted.trace, admitted.epoch
+        self._admitted(self.write(self.admission(first)))
+        plan.key, plan.epoch = self.key, self.epoch
 
     def append(self, delta: Delta) -> None:
         self.rev += 1
         stamped = attrs.evolve(delta, trace=self.key, epoch=self.epoch, rev=self.rev)
-        (outcome,) = now(self.store.commit([Append(self.trace_id, stamped)]))
-        assert outcome == Appended(self.rev)
+        assert self.write(Append(self.trace_id, stamped)) == Appended(self.rev)
 
-    def resume(self) -> Plan:
+    def resume(self, *, retry: bool = True) -> Plan:
         """A plan of what is stored, owned anew."""
-        (acquired,) = now(self.store.commit([Acquire(self.key, self.trace_id, self.epoch, "o", "", b"{}", None)]))
-        assert isinstance(acquired, Acquired)
-        self.epoch = acquired.epoch
+        self._acquire()
         plan = Plan(self.graph, self.trace_id)
-        plan.restore(self.load())
+        plan.restore(self.load(), retry=retry)
         return plan
 
-    def load(self) -> Snapshot:
-        snapshot = now(self.store.load(self.trace_id))
+    def fork(self, rev: int, trace_id: str) -> Record:
+        """Another trace, from the checkpoint `rev`."""
+        child = Record(self.graph, trace_id, self.store)
+        delta = fork_delta(self.load(rev), trace_id, {})
+        child._admitted(self.write(Fork(parent=self.key, rev=rev, trace_id=trace_id, owner=None, first=delta)))
+        return child
+
+    def leave(self, kind: CommandKind, question: Question | None = None, body: bytes | None = None) -> None:
+        activation = None if question is None else bytes.fromhex(question.activation_id)
+        name = None if question is None else question.name
+        assert isinstance(self.write(Leave(self.key, self.trace_id, kind, activation, name, body)), Left)
+
+    def commands(self) -> list[Command]:
+        return now(self.store.commands(trace=self.key))
+
+    def carry_out(self) -> None:
+        """What was left, by one who becomes the owner for that."""
+        self._acquire()
+        self.append(carried_out(self.load(), self.commands()))
+
+    def load(self, rev: int | None = None) -> Snapshot:
+        snapshot = now(self.store.load(self.trace_id, rev))
         told, rows = snapshot.counts, (snapshot.frontier, snapshot.arrivals, snapshot.variables)
         assert [told.frontier, told.arrivals, told.variables] == [len(found) for found in rows]
         return snapshot
+
+    def kept(self) -> list[int]:
+        """The revs of the checkpoints that are there."""
+        return [found.rev for found in now(self.store.checkpoints(self.trace_id, limit=10_000))]
+
+    def _acquire(self) -> None:
+        acquired = self.write(Acquire(self.key, self.trace_id, self.epoch, "o", "", b"{}", None))
+        assert isinstance(acquired, Acquired)
+        self.epoch = acquired.epoch
+
+    def _admitted(self, outcome: Outcome) -> None:
+        assert isinstance(outcome, Admitted)
+        self.key, self.epoch, self.rev = outcome.trace, outcome.epoch, outcome.rev

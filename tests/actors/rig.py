@@ -21,7 +21,7 @@ from tinyllm.actors.scheduler import CheckpointScheduler
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.graph.definition import Graph
 from tinyllm.graph.payload import Captured, encode_payload
-from tinyllm.storage.contract import Admit, Admitted
+from tinyllm.storage.contract import Acquire, Acquired, Admit, Admitted
 from tinyllm.storage.memory import InMemoryCheckpointStorage
 
 
@@ -33,6 +33,7 @@ class Rig:
         self.events: list[Event] = []
         self.nodes: dict[str, Any] = {}
         self.journal: Any = None
+        self.rev = 0
 
     def admit(self, task: Any = "task", trace_id: str = "t") -> Plan:
         plan = Plan(self.graph, trace_id)
@@ -52,11 +53,23 @@ class Rig:
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         return plan
 
+    def taken_over(self) -> Plan:
+        """A plan of what is stored of the trace, owned anew."""
+        record = now(self.store.trace("t"))
+        assert record is not None
+        (acquired,) = now(InMemoryCheckpointStorage.commit(self.store, [Acquire(record.trace, "t", record.epoch, "p")]))
+        assert isinstance(acquired, Acquired)
+        plan = Plan(self.graph, "t")
+        plan.restore(now(self.store.load("t")), retry=False)
+        self.rev = record.rev
+        return plan
+
     def run(self, plan: Plan, *, may_start: Callable[[], bool] = lambda: True, stopped: bool = False) -> Run:
         return Run(
             plan,
             self.nodes,
             journal=self.journal,
+            rev=self.rev,
             durability=self.policy.durability,
             merges=self.policy.merges,
             stopped=stopped,

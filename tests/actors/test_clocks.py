@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 import trio.testing
 
@@ -17,6 +18,7 @@ from tests.actors.stores import Noting, finished
 from tinyllm.actors.events import NodeStarted
 from tinyllm.actors.run import DRAIN_SECONDS, GRACE_SECONDS, LEASE_POLL_SECONDS
 from tinyllm.errors import StorageError, StorageFailed
+from tinyllm.graph.definition import Limits, Retry
 
 pytestmark = pytest.mark.anyio
 
@@ -198,3 +200,87 @@ async def test_stopped_while_it_waits_for_the_lease_a_run_lets_what_runs_end() -
             tasks.start_soon(run.run)
             tasks.start_soon(stop)
         assert "b" in await finished(made.store, "t")
+
+
+# -- attempts and limits ---------------------------------------------------------------------------------------
+
+
+def flaky(times: int, seconds: float = 0.0) -> Any:
+    left = [times]
+
+    async def work(value: Any) -> Any:
+        await anyio.sleep(seconds)
+        if left[0]:
+            left[0] -= 1
+            raise ConnectionError
+        return value
+
+    return work
+
+
+async def test_a_retry_waits_and_the_others_go_on_meanwhile() -> None:
+    graph = shape(
+        "a -> b",
+        "a -> c",
+        functions={"a": same, "b": flaky(2), "c": taking(10.0)},
+        b={"retry": Retry(max_attempts=3, initial=100.0, max=1e4, jitter=0.0)},
+    )
+    async with rig(graph) as made:
+        began = anyio.current_time()
+        await made.run(made.admit()).run()
+        took = anyio.current_time() - began
+        assert await finished(made.store, "t") == ["a", "c", "b"]
+        assert 299.0 < took <= 300.1, "100 s, then 200 s"
+
+
+async def test_a_backoff_that_outlived_its_process_is_waited_for_where_it_was() -> None:
+    graph = shape(
+        "a -> b", functions={"a": flaky(1)}, a={"retry": Retry(max_attempts=2, initial=1000.0, max=1e4, jitter=0.0)}
+    )
+    async with rig(graph) as made:
+        async with anyio.create_task_group() as tasks:
+            run = made.run(made.admit())
+            tasks.start_soon(run.run)
+            await anyio.sleep(10.0)
+            run.stop()
+        again = made.taken_over()
+        (activation,) = again.activations.values()
+        assert activation.due is not None
+        began = anyio.current_time()
+        await made.run(again).run()
+        assert again.status == "completed"
+        assert 900.0 < anyio.current_time() - began <= 1000.0
+
+
+@pytest.mark.parametrize(("durability", "writes"), [("async", 3), ("sync", 3), ("exit", 1)])
+async def test_a_backoff_is_written_unless_only_the_end_is(durability: Any, writes: int) -> None:
+    graph = shape("a -> b", functions={"a": flaky(1)}, a={"retry": Retry(max_attempts=2)})
+    async with rig(graph, durability=durability) as made:
+        await made.run(made.admit()).run()
+        assert len(made.store.appended) == writes
+
+
+async def test_a_trace_that_runs_out_of_time_cancels_what_runs_and_fails() -> None:
+    graph = attrs.evolve(chain(taking(10.0), taking(10.0), taking(10.0)), limits=Limits(timeout=15.0))
+    async with rig(graph) as made:
+        plan = made.admit()
+        began = anyio.current_time()
+        await made.run(plan).run()
+        assert anyio.current_time() - began == 15.0
+        assert (plan.status, plan.error and plan.error.type) == ("failed", "LimitReached")
+        assert plan.elapsed == 15.0
+
+
+async def test_time_counts_across_resumes_but_not_between_them() -> None:
+    graph = attrs.evolve(chain(taking(10.0), taking(10.0), taking(10.0)), limits=Limits(timeout=25.0))
+    async with rig(graph) as made:
+        async with anyio.create_task_group() as tasks:
+            run = made.run(made.admit())
+            tasks.start_soon(run.run)
+            await anyio.sleep(15.0)
+            run.stop()
+        await anyio.sleep(1_000_000.0)
+        again = made.taken_over()
+        assert again.elapsed == 20.0, "it was stopped in the second node, which ended"
+        await made.run(again).run()
+        assert (again.status, again.elapsed) == ("failed", 25.0)

@@ -36,7 +36,7 @@ def dispatch(
     made = Dispatch(graph, durability, recorded=recorded, merges=merges)
     hand.finish("a", list(range(items)))
     hand.plan.take_planned()
-    made.add(hand.plan.activations.values())
+    made.add(hand.plan.activations.values(), utc=0.0, now=0.0)
     made.hand(1, forced=False)
     return made, hand
 
@@ -90,7 +90,7 @@ def test_in_exit_mode_a_node_with_effects_does_not_wait() -> None:
 def test_what_a_restored_trace_runs_is_durable_already() -> None:
     graph = shape("a -> b", functions={"a": acting, "b": sync})
     made = Dispatch(graph, "sync", recorded=True, merges=False)
-    made.add(Hand(graph).plan.activations.values())
+    made.add(Hand(graph).plan.activations.values(), utc=0.0, now=0.0)
     assert starts(made) == ["a"]
 
 

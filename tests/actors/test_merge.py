@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tests.actors.graphs import BOOM, Hand, Record, now, shape
 from tests.actors.worlds import TooLong, Walk, World, worlds
 from tinyllm.actors.merge import merge
-from tinyllm.storage.contract import Delta, Snapshot
+from tinyllm.nodes.call import Failure
+from tinyllm.storage.contract import Delta, Leave, Snapshot, StateChange
 
 
 def chain(world: World, rng: random.Random, failing: int) -> list[Delta]:
@@ -31,12 +32,11 @@ def chain(world: World, rng: random.Random, failing: int) -> list[Delta]:
         keep(delta)
         if failing and walk.plan.activations and rng.random() < 0.2:
             failing -= 1
-            for stop in (walk.plan.cut_off, lambda seq: walk.plan.fail(seq, BOOM)):
-                if walk.plan.activations:
-                    keep(stop(rng.choice(sorted(walk.plan.activations))))
-            epoch = record.epoch
-            walk.plan = record.resume()
-            record.epoch = walk.plan.epoch = epoch + 1
+            keep(walk.cut_off())
+            # (What saves its progress does so before it fails.)
+            if fails := sorted(seq for seq, each in walk.plan.activations.items() if each.node not in world.saves):
+                keep(walk.plan.fail(rng.choice(fails), Failure(BOOM), at=0.0, duration_ms=0.0))
+            walk.go_on(record.resume())
     return deltas
 
 
@@ -45,6 +45,8 @@ def stored(world: World, deltas: list[Delta]) -> dict[str, Any]:
     record = Record(world.graph)
     walk = Walk(world, random.Random(0))
     record.admit(walk.plan, deltas[0])
+    for number in range(1 + sum(len(delta.consumed) for delta in deltas)):
+        record.write(Leave(record.key, "t", "answer", bytes([number]), "?", b"1"))
     for delta in deltas[1:]:
         record.append(delta)
     snapshot: Snapshot = record.load()
@@ -54,6 +56,7 @@ def stored(world: World, deltas: list[Delta]) -> dict[str, Any]:
         "history": [attrs.evolve(row, consumers=0) for row in now(record.store.messages("t"))],
         "steps": now(record.store.steps("t")),
         "error": snapshot.record.error,
+        "commands": {command.id for command in record.commands()},
     }
 
 
@@ -108,6 +111,44 @@ def test_what_was_born_and_died_inside_is_not_there() -> None:
     assert [step.node for step in merged.steps] == ["a", "b"]
     assert [row.consumers for row in merged.messages] == [0, 1]
     assert (merged.number, merged.step, merged.counts, merged.marks) == (2, 2, second.counts, second.marks)
+
+
+@given(
+    st.builds(
+        StateChange,
+        st.just(2),
+        st.sampled_from(["planned", "paused", "failed", "cancelled"]),
+        st.integers(0, 9),
+        st.none() | st.binary(),
+        st.integers(0, 9),
+        st.none() | st.floats(allow_nan=False),
+        st.none() | st.binary(),
+        st.none() | st.binary(),
+    )
+)
+def test_a_new_state_inside_is_told_of_the_row_itself_as_a_whole(change: StateChange) -> None:
+    hand = Hand(shape("a -> b"))
+    planned = hand.finish("a")
+    (row,) = planned.activations
+    changed = attrs.evolve(planned, messages=(), activations=(), changed=(change,))
+    merged = merge(attrs.evolve(planned, activations=(attrs.evolve(row, tries=7, due=1.0, asked=b"?"),)), changed)
+    (told,) = merged.activations
+    assert attrs.asdict(told) == attrs.asdict(row) | attrs.asdict(change, filter=attrs.filters.exclude("activation"))
+    state = len(change.progress or b"") + len(change.asked or b"")
+    assert merged.size == sum(len(message.body) for message in merged.messages) + state
+    # One that is told of a row from before is the later one, as a whole.
+    earlier = attrs.evolve(changed, changed=(attrs.evolve(change, due=3.0, progress=b"earlier", asked=None),))
+    both = merge(earlier, changed)
+    assert (both.changed, both.size) == ((change,), state)
+
+
+def test_commands_are_consumed_in_order_and_the_later_task_is_the_last() -> None:
+    hand = Hand(shape("a -> b", "b -> c"))
+    first, second = hand.finish("a"), hand.finish("b")
+    first, then = attrs.evolve(first, consumed=(1, 2), task="one"), attrs.evolve(second, consumed=(3,), task="two")
+    assert (merge(first, then).consumed, merge(first, then).task) == ((1, 2, 3), "two")
+    assert (merge(first, second).consumed, merge(first, second).task) == ((1, 2), "one")
+    assert merge(attrs.evolve(first, task=None), then).task == "two"
 
 
 def test_a_round_that_fired_where_it_was_opened_is_planned() -> None:

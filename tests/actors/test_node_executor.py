@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -23,6 +23,7 @@ from tinyllm.graph.ids import idempotency_key
 from tinyllm.graph.messages import Message
 from tinyllm.graph.node import Result
 from tinyllm.graph.payload import Captured, encode_payload
+from tinyllm.graph.questions import Asked
 from tinyllm.graph.values import capture, restore
 from tinyllm.graph.variables import Version
 from tinyllm.nodes.call import Call
@@ -39,14 +40,23 @@ class Caller:
         self._nodes = nodes
         self.address, self.inbox = anyio.create_memory_object_stream[RunMessage](1000)
 
-    def run(self, seq: int = 1, value: Any = "in", *, parts: Any = None, variables: Any = None) -> None:
+    def run(
+        self,
+        seq: int = 1,
+        value: Any = "in",
+        *,
+        parts: Any = None,
+        variables: Any = None,
+        progress: bytes | None = None,
+        asked: Sequence[Asked] = (),
+    ) -> None:
         captured = Captured(encode_payload(value))
         sources: tuple[tuple[int, str], ...] = ((1, "before"),)
         if parts is not None:
             captured = Captured(parts=tuple(Captured(encode_payload(part)) for part in parts))
             sources = tuple((index, f"n{index}") for index in range(len(parts)))
         versions = {key: Version(1, capture(each)) for key, each in (variables or {}).items()}
-        call = Call("t", "a", ID, 1, captured, sources, versions)
+        call = Call("t", "a", ID, 1, captured, sources, versions, progress, tuple(asked))
         self._nodes.send_nowait(RunNode(seq, call, self.address))
 
     def cancel(self, seq: int = 1) -> None:
@@ -151,12 +161,12 @@ async def test_whatever_a_node_raises_is_its_failure(error: BaseException, threa
     async with executing(raising_in_thread if threaded else raising) as caller:
         caller.run()
         failed = await caller.failure()
-        assert failed.error.node_id == "a"
-        capture(failed.error.message), capture(failed.error.traceback)
+        assert failed.failure.error.node_id == "a"
+        capture(failed.failure.error.message), capture(failed.failure.error.traceback)
         if not isinstance(error, StopIteration):  # which Python itself turns into another one
             assert failed.exception is error
-            assert "raise error" in (failed.error.traceback or "")
-            assert "tinyllm/actors/" not in (failed.error.traceback or "")
+            assert "raise error" in (failed.failure.error.traceback or "")
+            assert "tinyllm/actors/" not in (failed.failure.error.traceback or "")
         caller.run(2)
         await caller.failure()
 
@@ -168,8 +178,8 @@ async def test_an_error_with_endless_text_is_recorded_with_its_beginning() -> No
     async with executing(raising) as caller:
         caller.run()
         failed = await caller.failure()
-        assert failed.error.message.startswith("xxx")
-        assert len(failed.error.message) < 50_000
+        assert failed.failure.error.message.startswith("xxx")
+        assert len(failed.failure.error.message) < 50_000
 
 
 async def test_what_cannot_be_stored_is_the_nodes_failure_with_the_path() -> None:
@@ -177,10 +187,10 @@ async def test_what_cannot_be_stored_is_the_nodes_failure_with_the_path() -> Non
         caller.run()
         failed = await caller.failure()
         assert isinstance(failed.exception, ValueNotStorable)
-        assert failed.error.message.startswith("nodes.a: value[1]['when']: ")
+        assert failed.failure.error.message.startswith("nodes.a: value[1]['when']: ")
     async with executing(lambda value: Result(1, set={"x": object()})) as caller:
         caller.run()
-        assert (await caller.failure()).error.message.startswith("nodes.a: set['x']: ")
+        assert (await caller.failure()).failure.error.message.startswith("nodes.a: set['x']: ")
 
 
 async def test_what_does_not_fit_the_annotation_is_the_nodes_failure_with_the_path() -> None:
@@ -191,7 +201,7 @@ async def test_what_does_not_fit_the_annotation_is_the_nodes_failure_with_the_pa
         caller.run(value=[1, "2"])
         failed = await caller.failure()
         assert isinstance(failed.exception, ValueMismatch)
-        assert failed.error.message.startswith("nodes.a: value[1]: ")
+        assert failed.failure.error.message.startswith("nodes.a: value[1]: ")
 
 
 async def test_a_cancelled_attempt_says_so_and_nothing_more() -> None:
@@ -259,7 +269,7 @@ async def test_a_cancellation_that_escapes_from_a_node_is_its_failure(anyio_back
         caller.run()
         failed = await caller.failure()
         assert isinstance(failed.exception, NodeError)
-        assert "a cancellation of its own making" in failed.error.message
+        assert "a cancellation of its own making" in failed.failure.error.message
         caller.run(2)
         await caller.failure()
 
@@ -355,14 +365,18 @@ async def test_processes() -> None:
         assert await caller.value() == {"input": {"x": [1, 2]}, "here": False, "greeting": "hello", "deps": None}
         caller.run(value="raise")
         failed = await caller.failure()
-        assert (failed.error.type, failed.error.message, failed.exception) == ("OddError", "odd 1 two", None)
-        assert "functions.py" in (failed.error.traceback or "")
+        assert (failed.failure.error.type, failed.failure.error.message, failed.exception) == (
+            "OddError",
+            "odd 1 two",
+            None,
+        )
+        assert "functions.py" in (failed.failure.error.traceback or "")
         caller.run(value="exit")
-        assert (await caller.failure()).error.type == "SystemExit"
+        assert (await caller.failure()).failure.error.type == "SystemExit"
         caller.run(value="object")
-        assert (await caller.failure()).error.message.startswith("nodes.a: value['here']: ")
+        assert (await caller.failure()).failure.error.message.startswith("nodes.a: value['here']: ")
         caller.run(value="die")
-        assert (await caller.failure()).error.type == "NodeError"
+        assert (await caller.failure()).failure.error.type == "NodeError"
         caller.run(value="signals")
         assert await caller.value() == "survived"
         caller.run(7, value="endless")

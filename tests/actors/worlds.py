@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import random
+import types
 from collections import Counter
+from collections.abc import Coroutine, Iterator, Mapping
 from hashlib import blake2b
 from typing import Any
 
 import attrs
 from hypothesis import strategies as st
 
-from tests.actors.graphs import output
-from tinyllm.actors.plan import Activation, Plan
-from tinyllm.graph.definition import Edge, Graph, Node
-from tinyllm.graph.node import NodeFunction, Result, Send
+from tinyllm.actors.activation import Activation
+from tinyllm.actors.plan import Plan
+from tinyllm.graph.definition import Edge, Graph, Node, Retry
+from tinyllm.graph.node import NodeFunction, Pause, Send
 from tinyllm.graph.payload import Captured
+from tinyllm.graph.questions import Question
 from tinyllm.graph.values import capture
 from tinyllm.graph.variables import Variables
-from tinyllm.nodes.call import Output
-from tinyllm.storage.contract import Delta
+from tinyllm.nodes.call import Call, Caller, Prepared, asked_by, failure
+from tinyllm.storage.contract import Command, Delta
 
 HOPS = 7
 """Edges that lead back are taken only by values that have come fewer steps than this."""
@@ -29,54 +32,138 @@ TASK = {"hops": 0, "tag": "task"}
 MOST_STEPS = 150
 
 
+BUDGET = 3
+"""Attempts that a node has at most."""
+
+QUESTIONS = ("may I?", "how?")
+
+
+class Stumble(Exception):
+    """An attempt fails."""
+
+
 @attrs.frozen(repr=False)
 class World:
-    """A graph and what its nodes do. What a node does follows from its id and the value that it gets."""
+    """A graph and what its nodes do.
+
+    What a node returns follows from its id, the value that it gets and the answers that it is given; how often it fails
+    first, from the id of its activation (or from its value, where all its attempts fail).
+    """
 
     graph: Graph
     fans: frozenset[str]
     """Nodes that return a list; the others return one value."""
     sends: frozenset[str]
     """Nodes that name where their values go."""
-    logs: frozenset[str]
-    """Nodes that append to the variable `log`."""
+    writes: Mapping[str, frozenset[str]]
+    """The nodes that write each variable: append to `log`, add to `sum`, merge into `facts`."""
+    asks: Mapping[str, tuple[str, ...]]
+    """What nodes ask, in order, before they do anything else."""
+    saves: frozenset[str]
+    """Nodes that save their progress, once for each attempt."""
+    ordered: bool = True
+    """What nodes return hangs on the order of lists and variables, which among equals is that of their ids."""
 
     def __repr__(self) -> str:
         nodes = [
             f"{node.id}{' join' * (node.join == 'all')}{' fan' * (node.id in self.fans)}"
-            f"{' log' * (node.id in self.logs)}{' ' + '|'.join(node.targets) if node.targets else ''}"
+            f"{''.join(f' {key}' for key, writers in self.writes.items() if node.id in writers)}"
+            f"{' asks ' * (node.id in self.asks) + ', '.join(self.asks.get(node.id, ()))}"
+            f"{' saves' * (node.id in self.saves)}{f' tried {node.retry.max_attempts}x' if node.retry else ''}"
+            f"{f' else {node.on_error}' if node.on_error else ''}{' ' + '|'.join(node.targets) if node.targets else ''}"
             for node in self.graph.nodes.values()
         ]
         edges = [
             f"{e.from_node} {'=>' if e.for_each else '->'} {e.to_node}{' if ' + e.condition if e.condition else ''}"
             for e in self.graph.edges
         ]
-        return f"<World {nodes}, {edges}, exits {self.graph.exit_points}>"
+        return f"<World {nodes}, {edges}, exits {self.graph.exit_points}{', unordered' * (not self.ordered)}>"
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # hypothesis would print every field
         printer.text(repr(self))
 
-    def answer(self, node: str, value: Any) -> Any:
-        """What the node function returns."""
-        text = json.dumps(value, sort_keys=True)
-        tag = blake2b(f"{node}:{text}".encode(), digest_size=4).hexdigest()
+    async def answer(self, node: str, value: Any, context: Any) -> Any:
+        """What the node function does."""
+        if isinstance(value, list) and not self.ordered:
+            value = sorted(value, key=_text)
+        said = _tag(node, _text(value))
+        told = [await context.ask(f"{name} {said}", name=name) for name in self.asks.get(node, ())]
+        tag = _tag(said, *told)
         number, hops = int(tag, 16), 1 + _hops(value)
-        said = {"log": f"{node}:{tag}"} if node in self.logs else {}
+        if node in self.saves:
+            # What failed had saved before, and what is tried again finds it.
+            assert context.progress == tag or (context.progress is None and context.attempt == 1)
+            await context.save_progress(tag)
+        if context.attempt <= self._failures(node, number, context.activation_id):
+            raise Stumble(f"{node}: attempt {context.attempt}")
+        self._write(node, tag, context)
         if node in self.sends:
             targets = self.graph.nodes[node].targets
             items = [{"hops": hops, "tag": f"{tag}.{index}"} for index in range(1 + number % 2)] if hops < HOPS else []
             chosen = [(targets[(number >> index) % len(targets)], item) for index, item in enumerate(items)]
-            return [Send(*each) for each in chosen] if chosen else Result({"hops": hops, "tag": tag}, set=said)
+            return [Send(*each) for each in chosen] or {"hops": hops, "tag": tag}
         if node in self.fans:
-            return Result([{"hops": hops, "tag": f"{tag}.{index}"} for index in range(number % 4)], set=said)
-        return Result({"hops": hops, "tag": tag}, set=said)
+            return [{"hops": hops, "tag": f"{tag}.{index}"} for index in range(number % 4)]
+        return {"hops": hops, "tag": tag}
 
-    def output(self, activation: Activation) -> Output:
-        """The same, captured."""
-        answer = self.answer(activation.node, activation.input.value)
-        if isinstance(answer, Result):
-            return output(answer.value, set=answer.set)
-        return output(None, sends=[(send.node, send.value) for send in answer])
+    def _failures(self, node: str, number: int, activation: str) -> int:
+        """How many attempts fail. A budget that began anew with each process would let those succeed that fail for
+        good."""
+        tried = self.graph.nodes[node]
+        if tried.retry is None:
+            return 0
+        if tried.on_error and number % 2:
+            return tried.retry.max_attempts
+        return int(activation[:4], 16) % tried.retry.max_attempts
+
+    def _write(self, node: str, tag: str, context: Any) -> None:
+        number = int(tag, 16)
+        written = {
+            "log": f"{node}:{tag}",
+            "sum": number % 1000,
+            "facts": {f"k{number % 3}" if self.ordered else tag: node},
+        }
+        for key, item in written.items():
+            if node in self.writes[key]:
+                context.set_variable(key, item)
+        if node == self.graph.entry_points[0]:
+            context.set_variable("first", tag)  # nobody writes beside it
+
+    def reply(self, question: Question) -> str:
+        """What somebody answers."""
+        return _tag("reply", question.node_id, question.prompt)
+
+    def end(self, status: str, value: Any, variables: Mapping[str, Any], steps: Counter[Any]) -> End:
+        """What two executions have in common: of an unordered world, whatever their trace ids are."""
+        if self.ordered:
+            return End(status, value, {key: _text(item) for key, item in variables.items()}, steps)
+        told = {key: sorted(item) if isinstance(item, list) else item for key, item in variables.items()}
+        return End(status, sorted(value, key=_text) if isinstance(value, list) else value, told, steps)
+
+
+@attrs.frozen
+class End:
+    """The state in which a trace ends."""
+
+    status: str
+    value: Any
+    variables: dict[str, Any]
+    steps: Counter[Any]
+    """By node and activation id; from a store, by node."""
+
+    @property
+    def by_node(self) -> End:
+        """The same, as two traces may have it in common."""
+        nodes = Counter(node for node, _ in self.steps.elements())
+        return attrs.evolve(self, steps=nodes)
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value)
+
+
+def _tag(*parts: str) -> str:
+    return blake2b(":".join(parts).encode(), digest_size=4).hexdigest()
 
 
 def _hops(value: Any) -> int:
@@ -86,8 +173,9 @@ def _hops(value: Any) -> int:
 
 
 @st.composite
-def worlds(draw: st.DrawFn) -> World:
-    """Graphs of up to eight nodes: branches, conditions, nested fan-outs, joins behind joins, cycles, sends."""
+def worlds(draw: st.DrawFn, *, asking: bool = True, ordered: bool = True) -> World:
+    """Graphs of up to eight nodes: branches, conditions, nested fan-outs, joins behind joins, cycles, sends; nodes that
+    ask (where `asking`), save progress, fail and are tried again, or whose failure another node handles."""
     count = draw(st.integers(2, 8))
     ids = [f"n{number}" for number in range(count)]
     inner = st.sets(st.sampled_from(ids[1:]))
@@ -119,39 +207,56 @@ def worlds(draw: st.DrawFn) -> World:
     targets = {node: tuple(sorted(draw(st.sets(st.sampled_from(ids[1:]), min_size=1, max_size=2)))) for node in senders}
     leaving = {edge.from_node for edge in edges.values()}
     exits = draw(st.sets(st.sampled_from(ids))) | {node for node in ids if node not in leaving}
-    graph = Graph(
-        id="g",
-        nodes={
-            node: Node(id=node, join="all" if node in joins else "any", targets=targets.get(node, ())) for node in ids
-        },
-        edges=tuple(edges.values()),
-        entry_points=(ids[0],),
-        exit_points=tuple(sorted(exits)),
-        variables={"log": "append"},
+    retries = {
+        node: Retry(max_attempts=draw(st.integers(1, BUDGET)), initial=0.0, on=("Stumble",))
+        for node in draw(st.sets(st.sampled_from(ids), max_size=4))
+    }
+    # A failure that led back would not count as a hop.
+    mends = {
+        node: draw(st.sampled_from(ids[ids.index(node) + 1 :]))
+        for node in sorted(retries)
+        if node != ids[-1] and draw(st.booleans())
+    }
+    some = st.frozensets(st.sampled_from(ids))
+    few = st.sets(st.sampled_from(ids), max_size=3)
+    world = World(
+        Graph(
+            id="g",
+            nodes={
+                node: Node(
+                    id=node,
+                    join="all" if node in joins else "any",
+                    targets=targets.get(node, ()),
+                    retry=retries.get(node),
+                    on_error=mends.get(node),
+                )
+                for node in ids
+            },
+            edges=tuple(edges.values()),
+            entry_points=(ids[0],),
+            exit_points=tuple(sorted(exits)),
+            variables={"log": "append", "sum": "add", "facts": "merge"},
+            history=draw(st.sampled_from([None, None, 0, 2])),
+        ),
+        frozenset(fans),
+        frozenset(senders),
+        {key: draw(some) for key in ("log", "sum", "facts")},
+        {node: QUESTIONS[: draw(st.integers(1, 2))] for node in sorted(draw(few))} if asking else {},
+        frozenset(draw(few)),
+        ordered,
     )
-    world = World(graph, frozenset(fans), frozenset(senders), frozenset(draw(st.sets(st.sampled_from(ids)))))
     functions = {node: NodeFunction.of(_function(world, node)) for node in ids}
-    return attrs.evolve(world, graph=attrs.evolve(graph, functions=functions))
+    return attrs.evolve(world, graph=attrs.evolve(world.graph, functions=functions))
 
 
 def _function(world: World, node: str) -> Any:
     async def run(value: Any, context: Any) -> Any:
         if context.deps is not None:
             context.deps.append((node, context.activation_id))
-        return world.answer(node, value)
+        return await world.answer(node, value, context)
 
     run.__name__ = node
     return run
-
-
-@attrs.frozen
-class End:
-    """The state in which a trace ends."""
-
-    status: str
-    value: list[Any]
-    variables: dict[str, Any]
-    steps: Counter[tuple[str, bytes]]
 
 
 class TooLong(Exception):
@@ -166,20 +271,84 @@ class Walk:
         self.rng = rng
         self.plan = plan or Plan(world.graph, "t")
         self.steps: list[tuple[str, bytes]] = []
+        self._answered: set[str] = set()
+        self._callers = {node: Caller(function) for node, function in world.graph.functions.items()}
+        self._running: dict[int, tuple[Prepared, Coroutine[Any, Any, Any]]] = {}
+        self._saved: Delta | None = None
 
     def begin(self) -> Delta:
         return self.plan.begin(Captured(capture(TASK)), {})
 
+    def go_on(self, plan: Plan) -> None:
+        """In another process, with what was stored."""
+        self.plan = plan
+        self._running.clear()
+
     def next(self) -> Delta | None:
-        """Finish one activation; None where none is left."""
-        if not self.plan.activations:
+        """An attempt ends, or saves its progress, or a question is answered; None where nothing is left."""
+        if self.plan.parked and (not self.plan.activations or self.rng.random() < 0.3):
+            question = self.rng.choice(self.plan.questions)
+            self.plan.status = "running"  # as after a resume
+            body = capture(self.world.reply(question))
+            activation = bytes.fromhex(question.activation_id)
+            assert question.id not in self._answered, "it is asked again"
+            self._answered.add(question.id)
+            return self.plan.heed([Command(len(self._answered), 0, "answer", activation, question.name, body, 0.0)])
+        return self.attempt()
+
+    def attempt(self) -> Delta | None:
+        """The same, where somebody else answers."""
+        plan = self.plan
+        if not plan.activations:
             return None
-        if self.plan.step > MOST_STEPS:
+        if plan.step > MOST_STEPS:
             raise TooLong
-        activation = self.plan.activations[self.rng.choice(sorted(self.plan.activations))]
-        delta = self.plan.finish(activation.seq, self.world.output(activation), ended_at=0.0, duration_ms=0.0)
-        self.steps.append((activation.node, activation.id))
+        activation = plan.activations[self.rng.choice(sorted(plan.activations))]
+        if activation.seq not in self._running:
+            self._running[activation.seq] = self._start(activation)
+        prepared, running = self._running[activation.seq]
+        at = float(plan.step)
+        try:
+            running.send(None)
+        except StopIteration as done:
+            output = self._callers[activation.node].output(prepared, done.value)
+            delta = plan.finish(activation.seq, output, ended_at=at, duration_ms=0.0)
+        except Pause as pause:
+            delta = plan.park(activation.seq, asked_by(activation.node, pause))
+        except Stumble as error:
+            delta = plan.fail(activation.seq, failure(activation.node, error), at=at, duration_ms=0.0)
+        else:
+            assert self._saved is not None
+            return self._saved
+        del self._running[activation.seq]
+        self.steps += [(step.node, activation.id) for step in delta.steps]
         return delta
+
+    def _start(self, activation: Activation) -> tuple[Prepared, Coroutine[Any, Any, Any]]:
+        async def save(body: bytes) -> None:
+            self._saved = self.plan.save_progress(activation.seq, body)
+            await _turn()
+
+        call = Call(
+            self.plan.trace_id,
+            activation.node,
+            activation.id,
+            activation.attempts + 1,
+            activation.input,
+            activation.sources,
+            self.plan.versions,
+            activation.progress,
+            activation.asked,
+        )
+        caller = self._callers[activation.node]
+        prepared = caller.prepare(call, save)
+        return prepared, caller.function.call(*prepared.arguments, **prepared.keywords)
+
+    def cut_off(self) -> Delta:
+        """Something that is live is cancelled."""
+        seq = self.rng.choice(sorted(self.plan.activations))
+        self._running.pop(seq, None)
+        return self.plan.cut_off(seq)
 
     def rest(self) -> list[Delta]:
         found = []
@@ -189,12 +358,13 @@ class Walk:
 
     def end(self) -> End:
         plan = self.plan
-        return End(
-            plan.status,
-            plan.outcome(),
-            dict(Variables(plan.versions)),
-            Counter(self.steps),
-        )
+        return self.world.end(plan.status, plan.outcome(), Variables(plan.versions), Counter(self.steps))
+
+
+@types.coroutine
+def _turn() -> Iterator[None]:
+    """Whoever drives the coroutine has a turn."""
+    yield
 
 
 def whole(world: World, seed: int = 0) -> End:

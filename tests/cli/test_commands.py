@@ -277,6 +277,19 @@ def test_checkpoints_of_one_trace_or_of_all(done: Desk) -> None:
     assert done.command("checkpoints", "--graph-id", "other").stderr.startswith("no such checkpoints in ")
 
 
+def test_checkpoints_of_several_traces_are_listed_the_newest_first(failed: Desk) -> None:
+    failed.command("run", failed.graph, "--id", "second")
+    failed.command("resume", "demo")
+    every = json.loads(failed.command("checkpoints", "--json").stdout)
+    times = [record["created_at"] for record in every]
+    assert times == sorted(times, reverse=True)
+    order = [record["trace_id"] for record in every]
+    assert (order[0], order[-1]) == ("demo", "demo")
+    assert "second" in order
+    newest = json.loads(failed.command("checkpoints", "--json", "--limit", str(len(every) - 1)).stdout)
+    assert newest == every[:-1], "a limit leaves out the oldest, whosever it is"
+
+
 # -- graph validate --------------------------------------------------------------------------------------------
 
 
@@ -297,10 +310,37 @@ def test_validate_lists_every_fault_of_every_file(desk: Desk) -> None:
     assert "joiin" in result.stdout
     faults = json.loads(desk.command("graph", "validate", bad, "--json").stdout)
     assert len(faults) >= 2
-    assert {"file", "line", "column", "where", "message"} == faults[0].keys()
+    assert {"severity", "file", "line", "column", "where", "message"} == faults[0].keys()
+    assert {fault["severity"] for fault in faults} == {"error"}
+
+
+def test_validate_warns_of_what_is_left_to_chance(desk: Desk) -> None:
+    nodes = desk.folder / "nodes.py"
+    nodes.write_text(nodes.read_text().replace("return n * n", 'return Result(n * n, set={"best": n})'))
+    result = desk.command("graph", "validate", desk.graph)
+    assert result.exit_code == 0
+    assert "is valid" in result.stdout
+    assert result.stderr == (
+        f"warning: {desk.graph}: variables.best: several activations of `work` may set it at the same time, and "
+        "the last to finish wins; give it the reducer `append`, `add` or `merge`, or set it behind a join\n"
+    )
+    as_json = desk.command("graph", "validate", desk.graph, "--json")
+    (warning,) = json.loads(as_json.stdout)
+    assert (as_json.exit_code, as_json.stderr) == (0, "")
+    assert (warning["severity"], warning["file"], warning["where"]) == ("warning", str(desk.graph), "variables.best")
+    desk.graph.write_text(desk.graph.read_text() + "variables: {best: append}\n")
+    assert desk.command("graph", "validate", desk.graph).stderr == ""
 
 
 # -- help ------------------------------------------------------------------------------------------------------
+
+ALL = ["run", "resume", "list", "show", "checkpoints", "fork", "answer", "pause", "cancel", "tag", "delete"]
+
+
+def test_help_lists_every_command_in_one_line(desk: Desk) -> None:
+    listed = desk.command("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == ["graph", *ALL]
+    assert not [line for line in listed if line.endswith("...")]
 
 
 def test_help_documents_the_exit_codes(desk: Desk) -> None:
@@ -310,7 +350,7 @@ def test_help_documents_the_exit_codes(desk: Desk) -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("verb", ["run", "resume", "list", "show", "checkpoints", "fork"])
+@pytest.mark.parametrize("verb", ALL)
 def test_every_verb_is_also_under_graph(desk: Desk, verb: str) -> None:
     top, nested = (desk.command(*group, verb, "--help") for group in ([], ["graph"]))
     assert (top.exit_code, nested.exit_code) == (0, 0)

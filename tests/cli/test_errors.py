@@ -7,11 +7,28 @@ import re
 import shlex
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import Result
 
 from tests.cli.desk import NODES, Desk
-from tinyllm.cli.report import users_line
+from tinyllm import (
+    AlreadyAnswered,
+    AnswerRefused,
+    CheckpointInUse,
+    ErrorInfo,
+    ExecutionError,
+    LimitReached,
+    NodeTimeout,
+    NothingToRun,
+    QuestionNotOpen,
+    TaskResponse,
+    TinyLLMError,
+    TraceEnded,
+)
+from tinyllm.cli.main import cli
+from tinyllm.cli.options import TRACE
+from tinyllm.cli.report import explain, users_line
 
 
 def check(result: Result, code: int, *texts: str) -> None:
@@ -195,6 +212,48 @@ def test_node_that_returns_what_cannot_be_stored(desk: Desk, bad: str) -> None:
     nodes = desk.folder / "nodes.py"
     nodes.write_text(nodes.read_text().replace("return n * n", f"return [1, {bad}]"))
     check(desk.command("run", desk.graph), 1, "in node 'work'", "value[1]")
+
+
+def explained(error: TinyLLMError) -> tuple[str, list[str], int]:
+    context = click.Context(cli)
+    context.meta[TRACE] = "demo"
+    return explain(error, context)
+
+
+@pytest.mark.parametrize(
+    ("error", "commands", "code"),
+    [
+        (TraceEnded("demo", "failed"), ["show"], 2),
+        (QuestionNotOpen("demo", "a"), ["show"], 4),
+        (QuestionNotOpen("demo", "a", ["b"]), ["show"], 4),
+        (QuestionNotOpen("demo", "a", ["x.1.a", "x.2.a"], several=True), ["show"], 2),
+        (QuestionNotOpen("demo", None, ["a", "b"], several=True), ["show"], 2),
+        (AlreadyAnswered("demo", "a"), ["show", "resume"], 2),
+        (AnswerRefused("x.1.a", "it must be boolean"), ["show"], 2),
+        (NothingToRun("demo"), ["checkpoints"], 2),
+        (CheckpointInUse("demo", 3, "a fork starts from it"), ["checkpoints"], 2),
+    ],
+)
+def test_every_error_ends_in_a_line_to_paste(error: TinyLLMError, commands: list[str], code: int) -> None:
+    _, lines, exit_code = explained(error)
+    assert lines == [f"tinyllm {command} demo" for command in commands]
+    assert exit_code == code
+
+
+@pytest.mark.parametrize(
+    ("error", "cure"),
+    [
+        (NodeTimeout("work", 3), "once the node is faster, or its timeout in the graph longer"),
+        (LimitReached("max_steps", 5), "once the limit in the graph is higher"),
+        (ZeroDivisionError("no"), "once the cause is mended"),
+    ],
+)
+def test_the_cure_is_that_of_the_cause(error: Exception, cure: str) -> None:
+    info = ErrorInfo(type=type(error).__name__, message=str(error))
+    response = TaskResponse(trace_id="demo", status="failed", error=info)
+    text, lines, code = explained(ExecutionError("demo", None, 5, "it failed", response))
+    assert text.splitlines()[-1] == f"everything up to there is kept; {cure}:"
+    assert (lines, code) == (["tinyllm resume demo"], 1)
 
 
 # -- stores ----------------------------------------------------------------------------------------------------

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -9,8 +11,11 @@ from hypothesis import strategies as st
 from tinyllm.actors.events import (
     Committed,
     Event,
+    NodeAnswered,
     NodeFailed,
     NodeFinished,
+    NodePaused,
+    NodeRetried,
     NodeStarted,
     Planned,
     TraceEnded,
@@ -19,6 +24,7 @@ from tinyllm.actors.events import (
 from tinyllm.cli.progress import WINDOW, Progress
 from tinyllm.cli.view import PlainView, opening, screen
 from tinyllm.graph.messages import ErrorInfo
+from tinyllm.graph.questions import Question
 from tinyllm.storage.contract import StepRow
 
 FRESH = TraceStarted("demo", False, 0, 0, 0, (), {"list": 1})
@@ -253,3 +259,101 @@ def test_screen_never_grows_out_of_the_terminal() -> None:
     assert all(len(line) <= 60 for line in lines)
     assert ["1", "2"] in [line.split()[2:4] for line in lines]  # the one that runs is among those shown
     assert "and 91 nodes more" in lines
+
+
+# -- retries, questions, handled failures ----------------------------------------------------------------------
+
+TIMEOUT = ErrorInfo(type="TimeoutError", message="no answer")
+
+
+def asked(node: str = "parse") -> NodePaused:
+    question = Question(
+        trace_id="demo", node_id=node, activation_id="ab" * 16, name="ok", prompt="Go on?", schema={"type": "boolean"}
+    )
+    return NodePaused("demo", node, question)
+
+
+def test_another_attempt_waits_again() -> None:
+    progress = after(
+        (0, FRESH),
+        (0, NodeStarted("demo", "list")),
+        (1, NodeRetried("demo", "list", TIMEOUT, 1, 4.0)),
+        (1, Planned("demo", "list", 1)),
+    )
+    counts = progress.nodes["list"]
+    assert (counts.running, counts.waiting, counts.failed) == (0, 1, 0)
+
+
+def test_what_asks_waits_until_it_is_answered() -> None:
+    progress = after((0, FRESH), (0, NodeStarted("demo", "list")), (1, asked("list")))
+    counts = progress.nodes["list"]
+    assert (counts.running, counts.waiting, counts.asking, counts.left(9)) == (0, 1, 1, None)
+    assert not progress.at_work
+    assert screen(progress, 4, 79, 20)[1].split() == ["list", "0", "0", "1", "1", "asking"]
+    progress.apply(NodeAnswered("demo", "list", "ok"), 5)
+    progress.apply(Planned("demo", "list", 1), 5)
+    assert (counts.running, counts.waiting, counts.asking) == (0, 1, 0)
+    assert progress.at_work
+
+
+def test_a_handled_failure_is_a_step() -> None:
+    progress = after(
+        (0, FRESH),
+        (0, NodeStarted("demo", "list")),
+        (1, NodeFailed("demo", "list", TIMEOUT, handled=True)),
+        (1, Planned("demo", "rank", 1)),
+        (1, Committed("demo", 1, 1)),
+    )
+    counts = progress.nodes["list"]
+    assert (counts.done, counts.failed, counts.outstanding) == (1, 0, 0)
+    assert (progress.step, progress.failed) == (1, 0)
+
+
+def test_notes_say_what_goes_wrong_and_who_handles_it(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView(Progress(["list", "parse"]), handlers={"parse": "rank"}, clock=Clock())
+    for event in (
+        FRESH,
+        NodeStarted("demo", "list"),
+        NodeRetried("demo", "list", TIMEOUT, 2, 4.0),
+        NodeFailed("demo", "parse", ErrorInfo(type="ValueError", message="bad\n" * 99), handled=True),
+        NodeFailed("demo", "list", TIMEOUT, handled=True),
+    ):
+        view.event(event)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0] == "demo: started"
+    assert lines[1] == "list: attempt 2 failed (TimeoutError: no answer), again in 4.0 s"
+    assert lines[2].startswith("parse: failed (ValueError: bad bad ")
+    assert lines[2].endswith("…), rank handles it")
+    assert lines[3] == "list: failed (TimeoutError: no answer), another node handles it"
+    assert max(map(len, lines)) == 79
+
+
+def test_a_thousand_retries_do_not_flood_the_log(capsys: pytest.CaptureFixture[str]) -> None:
+    clock = Clock()
+    view = PlainView(Progress(["list"]), clock=clock)
+    view.event(FRESH)
+    for _ in range(1000):  # ten seconds, a hundred in each
+        clock.now += 0.01
+        view.event(NodeStarted("demo", "list"))
+        view.event(NodeRetried("demo", "list", TIMEOUT, 1, 1.0))
+        view.event(Planned("demo", "list", 1))
+    lines = capsys.readouterr().err.splitlines()
+    assert 15 < len(lines) < 25
+    assert re.fullmatch(r"list: .* again in 1.0 s \(and \d+ like it before\)", lines[3])
+
+
+def test_a_question_is_shown_at_once_only_where_something_else_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    view = PlainView(Progress(["list", "parse"]), clock=Clock())
+    view.event(FRESH)
+    view.event(asked())
+    assert capsys.readouterr().err.splitlines() == [
+        "demo: started",
+        "node parse asks: Go on?",
+        "  (it takes true or false)",
+        "  tinyllm answer demo true --question ok",
+    ]
+    view.event(NodeAnswered("demo", "parse", "ok"))
+    assert capsys.readouterr().err == "parse: 'ok' is answered\n"
+    view.event(NodeStarted("demo", "list"))
+    view.event(asked("list"))
+    assert capsys.readouterr().err == ""

@@ -413,6 +413,31 @@ async def test_an_accepted_change_is_recorded_and_accepted_once(store: InMemoryC
         assert (await executor.resume_from_checkpoint("t")).status == "completed"
 
 
+async def test_a_task_that_is_told_to_a_completed_trace_may_accept_a_change(
+    store: InMemoryCheckpointStorage, work: Work
+) -> None:
+    """A resume cannot do it: of a completed trace it runs nothing."""
+    async with Executor(work.chain("ab"), DEBUG, store) as executor:
+        await executor.execute("first", trace_id="t")
+    async with Executor(work.chain("abc"), DEBUG, store) as executor:
+        with pytest.raises(GraphChanged, match="accept_graph_change=True"):
+            await executor.execute("second", resume_trace_id="t")
+        response = await executor.execute("second", resume_trace_id="t", accept_graph_change=True)
+        assert (response.value, response.nodes_executed) == ("second", 5)
+        assert (await executor.execute("third", resume_trace_id="t")).value == "third", "it is recorded"
+
+
+async def test_a_trace_that_was_interrupted_goes_on_under_its_id_with_a_change_that_is_accepted(
+    store: InMemoryCheckpointStorage, work: Work
+) -> None:
+    await interrupted_before_c(store, work)
+    async with Executor(work.chain("abced"), DEBUG, store) as executor:
+        with pytest.raises(GraphChanged, match="accept_graph_change=True"):
+            await executor.execute("task", trace_id="t")
+        assert (await executor.execute("task", trace_id="t", accept_graph_change=True)).status == "completed"
+    assert work.calls == {"c": 1, "e": 1, "d": 1}
+
+
 async def test_a_change_accepted_by_a_fork_is_recorded_with_the_fork(
     store: InMemoryCheckpointStorage, work: Work
 ) -> None:

@@ -8,7 +8,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from tests.torture.witness import witnessed, write
-from tinyllm import Graph, GraphBuilder, NodeContext
+from tinyllm import Graph, GraphBuilder, NodeContext, Retry
 
 BLOCKED = 0.06
 """Seconds for which a node computes without once giving the loop back."""
@@ -145,3 +145,52 @@ def work_on(fifo: str) -> str:
 
 def in_worker() -> Graph:
     return GraphBuilder("worker").node(hold_on, process=True).build()
+
+
+def die_once(context: NodeContext) -> None:
+    """Kill this process, here, the first time."""
+    kill = context.variables["kill"]
+    if os.path.exists(kill["armed"]):
+        os.unlink(kill["armed"])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def saving() -> Graph:
+    """Goes through five pages, and dies as soon as it was told that the third is saved."""
+
+    async def pages(task: str, context: NodeContext) -> str:
+        done = context.progress or 0
+        for page in range(done + 1, int(task) + 1):
+            write(context, "start", f"page {page}")
+            await context.save_progress(page)
+            if page == 3:
+                die_once(context)
+        return f"{task} pages"
+
+    return GraphBuilder("saving").node(pages).build()
+
+
+def trying() -> Graph:
+    """Fails twice, and dies in its second attempt."""
+
+    async def work(task: str, context: NodeContext) -> str:
+        write(context, "start", f"attempt {context.attempt}")
+        if context.attempt == 2:
+            die_once(context)
+        if context.attempt < 3:
+            raise ConnectionError(f"attempt {context.attempt}")
+        return "done"
+
+    return GraphBuilder("trying").node(work, retry=Retry(max_attempts=3, initial=0.01)).build()
+
+
+def asking() -> Graph:
+    """Asks, and dies the first time it has an answer."""
+
+    async def ask(task: str, context: NodeContext) -> str:
+        write(context, "start", "ask")
+        answer = await context.ask("and?", schema=str)
+        die_once(context)
+        return f"{task}: {answer}"
+
+    return GraphBuilder("asking").node(ask).build()

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import anyio
 import attrs
 import pytest
 
@@ -14,7 +18,8 @@ import tinyllm.core.message
 from tinyllm.core.builder import load_graph
 from tinyllm.errors import InvalidGraph
 from tinyllm.graph.build import GraphBuilder
-from tinyllm.graph.node import node
+from tinyllm.graph.definition import Graph, Limits, Retry
+from tinyllm.graph.node import lifespan, node
 
 
 def list_files(task: str) -> list[str]:
@@ -108,6 +113,40 @@ def test_lambdas_and_entries_exits_and_targets() -> None:
     assert graph.nodes["last"].effects is False
 
 
+def test_bounds_are_those_of_a_file() -> None:
+    retry = Retry(max_attempts=4, initial=0.1, max=7200, factor=1.5, jitter=0.0, on=("OSError", "httpx.HTTPError"))
+    graph = (
+        GraphBuilder("g", history="window(3)", limits=Limits(timeout=90.5, max_steps=7), protected=[rank, "parse"])
+        .chain(list_files, parse, rank)
+        .node(parse, retry=2, timeout="90s", on_error=report)
+        .node(rank, retry=retry, timeout=0.25, on_error="report")
+        .build()
+    )
+    assert (graph.history, graph.limits) == (3, Limits(timeout=90.5, max_steps=7))
+    assert graph.protected == ("rank", "parse")
+    assert [graph.nodes[node].retry for node in ("parse", "rank")] == [Retry(max_attempts=2), retry]
+    assert [graph.nodes[node].timeout for node in ("parse", "rank")] == [90, 0.25]
+    assert [graph.nodes[node].on_error for node in ("parse", "rank")] == ["report", "report"]
+    assert graph.exit_points == ("rank", "report")
+    plain = GraphBuilder("g", limits={"timeout": 5, "max_concurrency": 2}).node(parse).build()
+    assert plain.limits == Limits(timeout=5, max_concurrency=2)
+    assert (plain.history, plain.protected, plain.nodes["parse"].retry) == (None, (), None)
+
+
+def test_a_lifespan_needs_no_decorator() -> None:
+    async def clients() -> AsyncIterator[str]:
+        yield "a client"
+
+    async def entered(graph: Graph) -> Any:
+        assert graph.lifespan is not None
+        async with graph.lifespan() as deps:
+            return deps
+
+    for made in (clients, lifespan(clients), lambda: nullcontext("a client")):
+        assert anyio.run(entered, GraphBuilder("g", lifespan=made).node(parse).build()) == "a client"
+    assert GraphBuilder("g").node(parse).build().lifespan is None
+
+
 def test_one_function_may_be_called_by_several_nodes() -> None:
     graph = GraphBuilder("g").node(parse, id="a").node(parse, id="b").chain("a", "b", rank).build()
     assert [graph.functions[name].call for name in ("a", "b")] == [parse, parse]
@@ -144,6 +183,14 @@ def test_one_function_may_be_called_by_several_nodes() -> None:
             "edges[0].to_node: no node has the id `rnk`; did you mean `rank`?",
         ),
         (GraphBuilder("a b").node(parse), "id: 'a b' cannot be a graph's id"),
+        (GraphBuilder("g").node(parse, retry=Retry(max_attempts=0)), "nodes[0].retry.max_attempts: must be a whole"),
+        (GraphBuilder("g").node(parse, timeout=-1), "nodes[0].timeout: must be a duration such as"),
+        (GraphBuilder("g").node(parse, timeout=math.inf), "nodes[0].timeout: must be a duration such as"),
+        (GraphBuilder("g").node(parse, on_error=parse), "nodes[0].on_error: `parse` cannot take over from itself"),
+        (GraphBuilder("g").node(parse, on_error="x"), "nodes[0].on_error: no node has the id `x`"),
+        (GraphBuilder("g", limits={"max_step": 1}).node(parse), "limits.max_step: unknown key; did you mean"),
+        (GraphBuilder("g", limits=5).node(parse), "limits: the limits of a graph must be a mapping"),  # type: ignore[arg-type]
+        (GraphBuilder("g", protected=["x"]).node(parse), "protected[0]: no node has the id `x`"),
     ],
 )
 def test_faults(builder: GraphBuilder, expected: str) -> None:
@@ -151,7 +198,7 @@ def test_faults(builder: GraphBuilder, expected: str) -> None:
 
 
 def test_every_fault_is_reported() -> None:
-    options: dict[str, Any] = {"variables": {"a": "add"}, "version": 1.0}
+    options: dict[str, Any] = {"variables": {"a": "sum"}, "version": 1.0}
     assert [fault.split(":")[0] for fault in faults(GraphBuilder("g", **options).node(parse, join="every"))] == [  # type: ignore[arg-type]
         "version",
         "variables.a",

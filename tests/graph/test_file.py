@@ -8,6 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import yaml
 from hypothesis import given
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from tinyllm.core.builder import load_graph
 from tinyllm.errors import Fault, InvalidGraph
 from tinyllm.graph import document
+from tinyllm.graph.definition import Limits, Retry
 
 NODES = """
 from tinyllm.graph.node import node
@@ -98,6 +100,45 @@ def test_a_graph_file_becomes_a_graph(folder: Path) -> None:
     assert repr(graph) == "<Graph survey 1.0.0: 3 nodes, 2 edges, list_files -> rank>"
 
 
+def test_a_graph_file_says_what_bounds_its_traces_and_attempts(folder: Path) -> None:
+    path = folder / "bounds.yaml"
+    path.write_text(
+        SURVEY.replace("process: true", "retry: 3\n    timeout: 90s\n    on_error: rank")
+        .replace(
+            "join: all",
+            "join: all\n    retry:\n      {max_attempts: 5, initial: 250ms, max: 2m, factor: 3, jitter: 0}",
+        )
+        .replace("jitter: 0", "jitter: 0, on: [OSError]")
+        + "history: window(20)\nlimits: {max_steps: 500, timeout: 1.5h, max_concurrency: 8}\nprotected: [rank]\n"
+    )
+    graph = load_graph(path)
+    parse, rank = graph.nodes["parse"], graph.nodes["rank"]
+    assert (parse.retry, parse.timeout, parse.on_error) == (Retry(max_attempts=3), 90, "rank")
+    assert rank.retry == Retry(max_attempts=5, initial=0.25, max=120, factor=3, jitter=0, on=("OSError",))
+    assert graph.limits == Limits(max_steps=500, timeout=5400, max_concurrency=8)
+    assert (graph.history, graph.protected) == (20, ("rank",))
+    for written, kept in (("all", None), ("none", 0), ("window(1)", 1)):
+        path.write_text(SURVEY + f"history: {written}\n")
+        assert load_graph(path).history == kept
+
+
+def test_the_lifespan_of_a_graph_is_in_its_functions(tmp_path: Path) -> None:
+    (tmp_path / "nodes.py").write_text(
+        NODES + "from tinyllm.graph.node import lifespan\n@lifespan\nasync def clients(): yield 'a client'\n"
+    )
+    (tmp_path / "g.yaml").write_text(SURVEY)
+    lifespan = load_graph(tmp_path / "g.yaml").lifespan
+    assert lifespan is not None
+
+    async def enter() -> Any:
+        async with lifespan() as deps:
+            return deps
+
+    assert anyio.run(enter) == "a client"
+    (tmp_path / "g.yaml").write_text(SURVEY.replace("id: list_files", "id: clients"))
+    assert str(faults_of(tmp_path / "g.yaml")[0]).endswith("`clients` is a lifespan function, and no node function")
+
+
 def test_only_id_and_nodes_are_required(folder: Path) -> None:
     path = folder / "small.yaml"
     path.write_text(
@@ -154,7 +195,7 @@ entry_points: [list_files]
         "21:13: edges[3].weight: a weight has no meaning yet and must be 1, not the number 2; leave it out",
         "22:5: edges[4]: edges[3] leads from `rank` to `plain` already; write one edge, its conditions joined by `or`",
         "23:5: edges[5]: an edge needs `to_node`, which is missing",
-        "24:20: variables.found: must be `last` or `append`, not 'appendd'; did you mean `append`?",
+        "24:20: variables.found: must be `last`, `append`, `add` or `merge`, not 'appendd'; did you mean `append`?",
     ]
 
 
@@ -219,11 +260,11 @@ def test_what_yaml_guesses_stays_the_text_it_is(folder: Path) -> None:
     path = folder / "guess.yaml"
     path.write_text(
         "id: 0x10\nversion: 2025-12-19\nname: 1:30\nfunctions: [nodes.py]\nnodes: [{id: rank}]\n"
-        "metadata: {a: 010, b: 12, c: 1.5, d: null}"
+        "metadata: {a: 010, b: 12, c: 1.5, d: null, on: on, no: y}"
     )
     graph = load_graph(path)
     assert (graph.id, graph.version, graph.name) == ("0x10", "2025-12-19", "1:30")
-    assert graph.metadata == {"a": "010", "b": 12, "c": 1.5, "d": None}
+    assert graph.metadata == {"a": "010", "b": 12, "c": 1.5, "d": None, "on": True, "no": "y"}
 
 
 def test_files_that_are_no_text_files(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +337,17 @@ def test_an_unreadable_file_says_why(folder: Path, monkeypatch: pytest.MonkeyPat
             "retry: 3\nnodes:",
             "retry: unknown key; a graph takes `id`, `version`, `name`, `description`, `metadata`,",
         ),
-        ("join: all", "timeout: 5m", "nodes[2].timeout: unknown key; a node takes `id`,"),
+        ("join: all", "cache: yes", "nodes[2].cache: unknown key; a node takes `id`,"),
+        ("join: all", "timeout_ms: 5", "8:5: nodes[2].timeout_ms: unknown key; did you mean `timeout`?"),
+        ("join: all", "timeout: 90", "8:14: nodes[2].timeout: must be a duration such as `30s`, `5m`, `1.5h` or"),
+        (
+            "join: all",
+            "retry: {max_attempts: 3, facter: 2}",
+            "8:30: nodes[2].retry.facter: unknown key; did you mean `factor`?",
+        ),
+        ("join: all", "on_error: prase", "8:15: nodes[2].on_error: no node has the id `prase`; did you mean `parse`?"),
+        ("nodes:", "limits: {max_step: 9}\nnodes:", "3:10: limits.max_step: unknown key; did you mean `max_steps`?"),
+        ("nodes:", "protected: [rnk]\nnodes:", "3:13: protected[0]: no node has the id `rnk`; did you mean `rank`?"),
         ("[nodes.py]", "nodes.py", "functions: must be a list, not the text 'nodes.py'; write [nodes.py]"),
     ],
 )
@@ -350,7 +401,9 @@ def valid(draw: st.DrawFn) -> dict[str, Any]:
     definition: dict[str, Any] = {"id": "g", "functions": ["nodes.py"], "nodes": nodes, "edges": edges}
     if draw(st.booleans()):
         definition["version"] = draw(st.sampled_from(["1.0", "on", "010", "2025-12-19", "1:30", "~", "x: y"]))
-        definition["variables"] = {name: draw(st.sampled_from(["last", "append"])) for name in draw(st.sets(names))}
+        definition["variables"] = {
+            name: draw(st.sampled_from(["last", "append", "add", "merge"])) for name in draw(st.sets(names))
+        }
     return definition
 
 

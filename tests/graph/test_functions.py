@@ -216,6 +216,42 @@ def test_two_functions_of_one_name(tmp_path: Path) -> None:
     assert faults(folder, "c.py") == [f"functions[0]: function `f` is in c.py twice; {rename}"]
 
 
+CLIENTS = "from tinyllm.graph.node import lifespan\n@lifespan\nasync def clients(): yield 1\n"
+
+
+def test_a_graph_has_one_lifespan_function(tmp_path: Path) -> None:
+    folder = write(tmp_path, a=HEAD, b=CLIENTS + "alias = clients\n", c="\n" + CLIENTS.replace("clients", "pools"))
+    assert functions(folder, "a.py").lifespan is None
+    library = functions(folder, "a.py", "b.py")
+    assert library.lifespan is not None
+    assert library.lifespan is sys.modules[library.lifespan.__module__].clients
+    assert library.functions == {}
+    assert faults(folder, "a.py", "b.py", "c.py") == [
+        "functions[2]: `clients` (b.py:2) and `pools` (c.py:3) are both lifespan functions, and a graph has one; "
+        "let one use the other"
+    ]
+
+
+def test_an_imported_lifespan_function_counts_where_it_is_defined(tmp_path: Path) -> None:
+    folder = write(tmp_path, nodes="from . import more\nfrom .more import clients\n", more=CLIENTS)
+    assert functions(folder, "more.py", "nodes.py").lifespan is not None
+    assert functions(folder, "nodes.py", "more.py").lifespan is not None
+    assert faults(folder, "nodes.py") == [
+        "functions[0]: lifespan function `clients` is imported into nodes.py; list the file that defines it"
+    ]
+
+
+@pytest.mark.parametrize(
+    "text", ["def f(): yield 1", "async def f(): return 1", "async def f(x): yield x", "class f: ..."]
+)
+def test_a_lifespan_function_is_an_async_generator_without_parameters(tmp_path: Path, text: str) -> None:
+    folder = write(tmp_path, nodes=f"from tinyllm.graph.node import lifespan\n@lifespan\n{text}\n")
+    assert faults(folder, "nodes.py") == [
+        "functions[0]: nodes.py cannot be imported: TypeError: lifespan function 'f' must be an `async def` "
+        "without parameters that yields once (nodes.py:2)"
+    ]
+
+
 def test_an_annotation_that_raises_is_a_fault_not_a_traceback(tmp_path: Path) -> None:
     folder = write(tmp_path, nodes="from __future__ import annotations\n" + HEAD + "@node\ndef f(x: 1 / 0): return x\n")
     assert functions(folder, "nodes.py").refused == {"f": "cannot be a node (nodes.py:3): division by zero"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,6 +14,10 @@ from tinyllm.graph.findings import Finding, near, where
 from tinyllm.graph.functions import Library
 from tinyllm.graph.node import NodeFunction
 from tinyllm.graph.validate import check
+
+DURATION = "must be a duration such as `30s`, `5m`, `1.5h` or `250ms`"
+ATTEMPTS = "must be a whole number of attempts from 1, or a mapping with `max_attempts`"
+HISTORY = "must be `all`, `none` or `window(N)` with N from 1"
 
 
 def work(value: object) -> object:
@@ -68,6 +73,36 @@ def test_targets_lead_on_like_edges() -> None:
     assert findings(graph) == [
         "nodes[1].targets[1]: no node has the id `d`",
         "nodes[1].targets[0]: closes the cycle a -> b -> a; if it is meant, write `allow_cycles: true`",
+    ]
+
+
+def test_a_failure_leads_on_but_is_no_result() -> None:
+    graph = definition("a b c", "a>b")
+    graph["nodes"][1]["on_error"] = "c"
+    assert points(graph) == (("a",), ("b", "c")), "what `b` returns is an outcome, as is what `c` makes of its failure"
+    assert not findings(graph), "`c` is reached"
+    assert findings(graph | {"exit_points": ["c"]}) == [
+        "nodes[1]: nothing uses the result of `b`: add an edge from it, list it in `exit_points`, or, if it acts on "
+        "the outside, write `effects: true`"
+    ]
+    graph["nodes"][2]["on_error"] = "a"
+    closes = "nodes[2].on_error: closes the cycle a -> b -> c -> a; if it is meant, write `allow_cycles: true`"
+    assert findings(graph | {"entry_points": ["a"]}) == [closes]
+
+
+@pytest.mark.parametrize("cycles", [False, True])
+def test_a_node_does_not_take_over_from_itself(cycles: bool) -> None:
+    graph = definition("a b", "a>b", allow_cycles=cycles)
+    graph["nodes"][0]["on_error"] = "a"
+    message = "`a` cannot take over from itself; name another one, or let this one `retry`"
+    assert findings(graph) == [f"nodes[0].on_error: {message}"]
+
+
+def test_a_failure_that_leads_nowhere_is_one_fault() -> None:
+    graph = definition("alpha beta gamma", "alpha>beta")
+    graph["nodes"][0]["on_error"] = "gama"
+    assert findings(graph, Library(complete=False)) == [
+        "nodes[0].on_error: no node has the id `gama`; did you mean `gamma`?"
     ]
 
 
@@ -200,6 +235,9 @@ def test_duplicate_edges() -> None:
         ("max_concurrency", 2, "remove `max_concurrency`"),
         ("effects", True, "remove `effects`"),
         ("targets", ["b"], "remove `targets`"),
+        ("retry", 2, "remove `retry`"),
+        ("timeout", "5s", "remove `timeout`"),
+        ("on_error", "b", "remove `on_error`"),
         ("config", {"call": "a"}, "unknown key; the config of an entry node takes none"),
     ],
 )
@@ -245,12 +283,78 @@ def test_a_join_of_all_is_not_reached_item_by_item() -> None:
         ("targets", [], "is an empty list; give it an entry, or leave it out"),
         ("config", ["call"], "the config of a function node must be a mapping, not a list"),
         ("description", "x" * 90, None),
+        ("timeout", "5 min", f"{DURATION}, not the text '5 min'"),
+        ("timeout", 30, f"{DURATION}, not the number 30; write `30s`"),
+        ("timeout", True, f"{DURATION}, not true"),
+        ("timeout", "0s", "must be longer than 0s; leave it out where nothing is to be limited"),
+        ("timeout", "99999d", "must be at most a century, `36500d`, not the text '99999d'"),
+        ("on_error", 7, 'must be text, not the number 7; quote it: "7"'),
+        ("retry", 0, f"{ATTEMPTS}, not the number 0"),
+        ("retry", True, f"{ATTEMPTS}, not true"),
+        ("retry", "3", f"{ATTEMPTS}, not the text '3'"),
+        ("retry", [3], f"{ATTEMPTS}, not a list"),
+        ("retry", 3, None),
+        ("retry", {"max_attempts": 1, "initial": "0s", "factor": 1, "jitter": 1.0, "on": ["a.B"]}, None),
     ],
 )
 def test_types_are_not_coerced(key: str, value: Any, message: str | None) -> None:
     graph = definition("a b", "a>b")
     graph["nodes"][0][key] = value
     assert findings(graph) == ([f"nodes[0].{key}: {message}"] if message else [])
+
+
+@pytest.mark.parametrize(
+    ("retry", "message"),
+    [
+        ({"initial": "1s"}, ": the retry of a node needs `max_attempts`, which is missing"),
+        ({"max_attempts": 2.0}, ".max_attempts: must be a whole number from 1, not the number 2.0"),
+        ({"max_attempts": 2, "initial": 5}, f".initial: {DURATION}, not the number 5; write `5s`"),
+        ({"max_attempts": 2, "factor": 0.5}, ".factor: must be a number from 1, not the number 0.5"),
+        ({"max_attempts": 2, "factor": math.inf}, ".factor: must be a number from 1, not the number inf"),
+        ({"max_attempts": 2, "factor": math.nan}, ".factor: must be a number from 1, not the number nan"),
+        ({"max_attempts": 2, "jitter": 1.5}, ".jitter: must be a number from 0 to 1, not the number 1.5"),
+        ({"max_attempts": 2, "jitter": True}, ".jitter: must be a number from 0 to 1, not true"),
+        ({"max_attempts": 2, "on": "OSError"}, ".on: must be a list, not the text 'OSError'; write [OSError]"),
+        ({"max_attempts": 2, "on": []}, ".on: is an empty list; give it an entry, or leave it out"),
+        (
+            {"max_attempts": 2, "on": ["httpx.HTTPError", "time out"]},
+            ".on[1]: 'time out' cannot be the name of an exception class; "
+            "write it as in Python, `ValueError` or `httpx.HTTPError`",
+        ),
+        (
+            {"max_attempts": 2, "initial": "2m", "max": "90s"},
+            ".initial: is longer than `max`; make that longer as well",
+        ),
+        (
+            {"max_attempts": 2, "initial": "2m"},
+            ".initial: is longer than `max`, which is 60s by default; make that longer as well",
+        ),
+    ],
+)
+def test_retries(retry: Any, message: str) -> None:
+    graph = definition("a b", "a>b")
+    graph["nodes"][0]["retry"] = retry
+    assert findings(graph) == [f"nodes[0].retry{message}"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("history", 20, f"history: {HISTORY}, not the number 20; write `window(20)`"),
+        ("history", "window(0)", f"history: {HISTORY}, not the text 'window(0)'"),
+        ("history", None, f"history: {HISTORY}, not empty"),
+        ("limits", 5, "limits: the limits of a graph must be a mapping, not the number 5"),
+        ("limits", {"max_steps": 0}, "limits.max_steps: must be a whole number from 1, not the number 0"),
+        ("limits", {"timeout": "0ms"}, "limits.timeout: must be longer than 0ms"),
+        ("limits", {"max_concurrency": "2"}, "limits.max_concurrency: must be a whole number from 1, not the text '2'"),
+        ("protected", "a", "protected: must be a list, not the text 'a'; write [a]"),
+        ("protected", ["a", "a"], "protected[1]: 'a' is listed twice"),
+        ("protected", ["x"], "protected[0]: no node has the id `x`"),
+    ],
+)
+def test_what_bounds_a_graph(key: str, value: Any, message: str) -> None:
+    (found,) = findings(definition("a", **{key: value}))
+    assert found.startswith(message)
 
 
 def test_lists_of_names() -> None:
@@ -312,7 +416,13 @@ keys = st.sampled_from([*schema.GRAPH.rules, *schema.NODE.rules, *schema.EDGE.ru
 ids = st.sampled_from(["a", "b", "c", "act", "x", ""]) | junk
 nodes = st.fixed_dictionaries(
     {"id": ids},
-    optional={"type": st.sampled_from(["entry", "exit", "function", "?"]), "targets": st.lists(ids), "join": junk},
+    optional={
+        "type": st.sampled_from(["entry", "exit", "function", "?"]),
+        "targets": st.lists(ids),
+        "join": junk,
+        "on_error": ids,
+    }
+    | {"retry": junk | st.dictionaries(st.sampled_from(list(schema.RETRY.rules)), junk), "timeout": junk},
 )
 edges = st.fixed_dictionaries(
     {"from_node": ids, "to_node": ids}, optional={"condition": st.text(max_size=9), "for_each": junk}
@@ -324,6 +434,9 @@ graphs = st.fixed_dictionaries(
         "entry_points": st.lists(ids) | junk,
         "exit_points": st.lists(ids),
         "allow_cycles": st.booleans() | junk,
+        "history": st.sampled_from(["all", "window(3)"]) | junk,
+        "limits": junk | st.dictionaries(st.sampled_from(list(schema.LIMITS.rules)), junk),
+        "protected": st.lists(ids) | junk,
     },
 )
 

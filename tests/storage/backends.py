@@ -26,7 +26,7 @@ from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 BACKENDS = ["memory", "sqlite"]
 
-CLOCKS = {"memory": "tinyllm.storage.memory.monotonic", "sqlite": "tinyllm.storage.sqlite.store.boottime"}
+CLOCKS = {"memory": "tinyllm.storage.memory_leases.monotonic", "sqlite": "tinyllm.storage.sqlite.store.boottime"}
 """By which each measures the time between two renewals of a lease."""
 
 Census = dict[int, dict[str, set[int]]]
@@ -110,7 +110,7 @@ def _in_memory(storage: InMemoryCheckpointStorage) -> Census:
         if trace is None or trace.key in found:
             continue
         waiting.append(trace.parent)
-        assert trace.loose.keys() == trace.readers.keys()
+        assert trace.loose.keys() <= trace.readers.keys()
         found[trace.key] = {
             "messages": {row.seq for row in trace.history} | set(trace.loose),
             "activations": set(trace.activations),
@@ -134,6 +134,7 @@ def _in_sqlite(store: Loader) -> Census:
     for orphans in (
         "SELECT count(*) FROM graphs WHERE digest NOT IN (SELECT graph FROM traces)",
         f"SELECT count(*) FROM checkpoints WHERE id >> {SHIFT} NOT IN (SELECT key FROM traces)",
+        "SELECT count(*) FROM commands WHERE trace NOT IN (SELECT key FROM traces WHERE trace_id IS NOT NULL)",
     ):
         assert query(orphans).fetchone() == (0,), orphans
     return found

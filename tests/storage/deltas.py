@@ -46,9 +46,11 @@ class Writer:
     Nodes whose name begins with `join` collect arrivals; all others are planned one by one.
     """
 
-    def __init__(self, trace_id: str, owner: str | None = None) -> None:
+    def __init__(self, trace_id: str, owner: str | None = None, window: int | None = None) -> None:
         self.trace_id = trace_id
         self.owner = owner
+        self.window = window
+        """Of the history; with 0, none of its messages is one of it."""
         self.key = 0
         self.epoch = 0
         self.rev = -1
@@ -61,6 +63,11 @@ class Writer:
         """By live round, how many arrivals it has."""
         self.bases: dict[str, int] = {}
         self.history = 0
+        self.generation = 1
+        self.generation_step = 0
+        self.elapsed = 0.0
+        self.tokens_in = 0
+        self.tokens_out = 0
 
     # -- whole writes ------------------------------------------------------------------------------------------
 
@@ -75,6 +82,7 @@ class Writer:
             graph_path="/graphs/g.yaml",
             task_digest="digest",
             owner=self.owner,
+            history=self.window,
             first=self.delta(**first),
         )
 
@@ -89,9 +97,11 @@ class Writer:
         self, snapshot: Snapshot, trace_id: str, owner: str | None = None, *, set: Iterable[tuple[str, object]] = ()
     ) -> tuple[Writer, Fork]:
         """A child that starts at `snapshot`, whose frontier it copies under new ids and numbers; and its creation."""
-        child = Writer(trace_id, owner)
+        child = Writer(trace_id, owner, self.window)
         child.rev, child.step, child.marks = snapshot.rev, snapshot.step, snapshot.marks
         child.history = snapshot.counts.messages
+        child.generation, child.generation_step = snapshot.generation, snapshot.generation_step
+        child.elapsed, child.tokens_in, child.tokens_out = snapshot.elapsed, snapshot.tokens_in, snapshot.tokens_out
         child.bases = {key: rows[0].seq for key, rows in snapshot.variables.items()}
         marks = snapshot.marks
         renamed = {row.seq: marks.activation + at for at, row in enumerate(snapshot.frontier, 1)}
@@ -136,10 +146,17 @@ class Writer:
         history: bool = True,
         status: Status = "running",
         error: bytes | None = None,
+        task: str | None = None,
+        consumed: Sequence[int] = (),
     ) -> Delta:
         """The next delta: activation `end` finishes with a message of `body` (or none), from which `plan` follows and
-        which arrives at the joins `arrive`; at those of `awaited` arrives nothing, those of `fire` fire."""
+        which arrives at the joins `arrive`; at those of `awaited` arrives nothing, those of `fire` fire. A `task`
+        begins a generation."""
         self.rev += 1
+        history = history and self.window != 0
+        if task is not None:
+            self.generation += 1
+            self.generation_step = self.step
         node = self.live[end].node if end is not None else None
         messages: list[MessageRow] = []
         rows: list[ActivationRow] = []
@@ -175,11 +192,11 @@ class Writer:
             seq = self.rounds.pop(name)
             fired.append(Fired(seq, identity(self.trace_id, seq), depth))
             self.live[seq] = attrs.evolve(self.live[seq], id=fired[-1].id, depth=depth, state="planned")
-        changes = [StateChange(seq, state, self.live[seq].attempts + 1, b"error") for seq, state in change]
+        changes = [_changed(seq, state, self.live[seq].attempts + 1) for seq, state in change]
         for new in changes:
-            self.live[new.activation] = attrs.evolve(
-                self.live[new.activation], state=new.state, attempts=new.attempts, error=new.error
-            )
+            values = attrs.asdict(new)
+            seq = values.pop("activation")
+            self.live[seq] = attrs.evolve(self.live[seq], **values)
         variables: list[VariableRow] = []
         for key, value in set:
             variable += 1
@@ -189,7 +206,7 @@ class Writer:
                     variables.append(VariableRow(variable, key, "full", variable, value))
                 case Item():
                     variables.append(
-                        VariableRow(variable, key, "append", self.bases[key], value.body, b'{"at":%d}' % variable)
+                        VariableRow(variable, key, "append", self.bases[key], value.body, b'[%d,[],0,"",0]' % variable)
                     )
                 case _:
                     del self.bases[key]
@@ -198,7 +215,11 @@ class Writer:
         if end is not None:
             del self.live[end], self.arrived[end]
             self.step += 1
-            steps.append(StepRow(self.step, end, node or "", 1000.0 + self.step, 1.5, 1 + end % 2))
+            self.elapsed += 0.25
+            self.tokens_in += 10 * end
+            self.tokens_out += end
+            said = "odd" if end % 2 else None
+            steps.append(StepRow(self.step, end, node or "", 1000.0 + self.step, 1.5, 1 + end % 2, said))
         self.marks = Marks(message or self.marks.message, activation, arrival, variable)
         return Delta(
             trace=self.key,
@@ -219,13 +240,25 @@ class Writer:
             variables=tuple(variables),
             steps=tuple(steps),
             error=error,
-            size=_size(messages, variables),
+            generation=self.generation,
+            generation_step=self.generation_step,
+            elapsed=self.elapsed,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+            task=task,
+            consumed=tuple(consumed),
+            size=_size(messages, variables, rows, changes),
         )
 
 
 def identity(trace_id: str, number: int) -> bytes:
     """16 bytes that no other pair gives in a test."""
     return (trace_id.encode()[-8:]).rjust(8, b"_") + number.to_bytes(8, "big", signed=True)
+
+
+def _changed(activation: int, state: ActivationState, attempts: int) -> StateChange:
+    progress, asked = b"[%d]" % attempts, b'["a question"]' if state == "paused" else None
+    return StateChange(activation, state, attempts, b"error", attempts - 1, 2000.5 + attempts, progress, asked)
 
 
 def merge(deltas: Sequence[Delta]) -> Delta:
@@ -258,9 +291,19 @@ def merge(deltas: Sequence[Delta]) -> Delta:
         ended=tuple(seq for seq in ended if seq not in brief),
         variables=tuple(variables),
         steps=tuple(step for delta in deltas for step in delta.steps),
-        size=_size(messages, variables),
+        task=next((delta.task for delta in reversed(deltas) if delta.task), None),
+        consumed=tuple(command for delta in deltas for command in delta.consumed),
+        size=_size(messages, variables, rows, tuple(changed.values())),
     )
 
 
-def _size(messages: Iterable[MessageRow], variables: Iterable[VariableRow]) -> int:
-    return sum(len(row.body) for row in messages) + sum(len(row.body) for row in variables)
+def _size(
+    messages: Iterable[MessageRow],
+    variables: Iterable[VariableRow],
+    rows: Iterable[ActivationRow],
+    changes: Iterable[StateChange],
+) -> int:
+    bodies = [row.body for row in messages] + [row.body for row in variables]
+    bodies += [body or b"" for row in rows for body in (row.progress, row.asked)]
+    bodies += [body or b"" for change in changes for body in (change.progress, change.asked)]
+    return sum(map(len, bodies))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import anyio
 import attrs
 import pytest
@@ -10,7 +12,8 @@ from tests.storage.backends import admit, census, commit, commit_one, content, f
 from tests.storage.deltas import Item, Writer, merge
 from tinyllm.errors import OwnershipLost, TraceExists, ValueNotStorable
 from tinyllm.storage.contract import (
-    TERMINAL,
+    UNOWNED,
+    Acquire,
     Acquired,
     Admitted,
     Append,
@@ -23,6 +26,7 @@ from tinyllm.storage.contract import (
     Prune,
     Pruned,
     Release,
+    Status,
 )
 
 pytestmark = pytest.mark.anyio
@@ -183,14 +187,49 @@ async def test_what_is_too_big_is_refused_alone(storage: CheckpointStorage) -> N
     assert "'x'" in str(outcome)
 
 
-@pytest.mark.parametrize("status", sorted(TERMINAL))
-async def test_a_terminal_status_ends_ownership(storage: CheckpointStorage, owner: Owner, status: str) -> None:
+@pytest.mark.parametrize("field", ["error", "progress", "asked"])
+async def test_what_an_activation_holds_may_not_be_too_big_either(storage: CheckpointStorage, field: str) -> None:
+    writer = await admit(storage)
+    huge: dict[str, Any] = {field: bytes(64 * 1024 * 1024 + 1)}
+    delta = writer.delta(change=[(1, "planned")], body=None)
+    for refused in (
+        attrs.evolve(delta, changed=(attrs.evolve(delta.changed[0], **huge),)),
+        attrs.evolve(delta, changed=(), activations=(attrs.evolve(writer.live[1], seq=2, **huge),)),
+    ):
+        assert isinstance(await commit_one(storage, Append("t", refused)), ValueNotStorable)
+    assert await commit_one(storage, Append("t", delta)) == Appended(1)
+
+
+@pytest.mark.parametrize("status", sorted(UNOWNED))
+async def test_a_status_with_which_nothing_can_run_ends_ownership(
+    storage: CheckpointStorage, owner: Owner, status: str
+) -> None:
     writer = await admit(storage, owner=owner)
     error = b'{"type":"E"}' if status == "failed" else None
     await commit_one(storage, writer.append(body=None, status=status, error=error))
     record = await found(storage)
     assert (record.status, record.owner, record.owner_alive, record.error) == (status, None, False, error)
     assert (await storage.load("t")).status == status
+
+
+@pytest.mark.parametrize("status", sorted(UNOWNED))
+async def test_a_trace_may_begin_unowned(storage: CheckpointStorage, owner: Owner, status: Status) -> None:
+    parent = await admit(storage, owner=owner, status=status)
+    record = await found(storage)
+    assert (record.status, record.owner) == (status, None)
+    child, write = parent.fork(await storage.load("t"), "child", owner.id)
+    child.admitted(await commit_one(storage, attrs.evolve(write, first=attrs.evolve(write.first, status=status))))
+    record = await found(storage, "child")
+    assert (record.status, record.owner) == (status, None)
+
+
+async def test_ownership_ends_also_where_more_is_appended_in_the_same_commit(
+    storage: CheckpointStorage, owner: Owner
+) -> None:
+    writer = await admit(storage, owner=owner)
+    await commit(storage, writer.append(body=None, status="paused"), writer.append(body=None))
+    record = await found(storage)
+    assert (record.status, record.owner, record.rev) == ("interrupted", None, 2)
 
 
 # -- ownership -------------------------------------------------------------------------------------------------
@@ -207,6 +246,17 @@ async def test_acquire_raises_the_epoch_and_replaces_the_graph(storage: Checkpoi
     assert await storage.definition("t") == b'{"new":1}'
     assert isinstance(await commit_one(storage, old), OwnershipLost)
     assert await kept(storage) == [0]
+
+
+async def test_acquire_without_a_graph_keeps_the_recorded_one(storage: CheckpointStorage, owner: Owner) -> None:
+    writer = await admit(storage, definition=b'{"old":1}')
+    assert await commit_one(storage, Acquire(writer.key, "t", writer.epoch, owner.id)) == Acquired(writer.epoch + 1)
+    record = await found(storage)
+    assert (record.owner, record.status, record.epoch) == (owner, "running", writer.epoch + 1)
+    assert (record.fingerprint, record.graph_path) == ("f", "/graphs/g.yaml")
+    assert await storage.definition("t") == b'{"old":1}'
+    late = Acquire(writer.key, "t", writer.epoch, "late")
+    assert isinstance(await commit_one(storage, late), OwnershipLost)
 
 
 async def test_acquire_is_compare_and_set(storage: CheckpointStorage, owner: Owner) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from tests.storage.backends import admit, commit_one, fork, ids, run_steps
 from tests.storage.deltas import DELETED, Item
 from tinyllm.errors import CheckpointNotFound, TraceNotFound
-from tinyllm.storage.contract import CheckpointStorage, Delete, Owner, Prune, Status
+from tinyllm.storage.contract import Append, CheckpointStorage, Delete, Owner, Prune, StateChange, Status
 
 pytestmark = pytest.mark.anyio
 
@@ -174,17 +175,39 @@ async def test_states_are_those_of_now_only_at_the_newest_rev(storage: Checkpoin
         storage, writer.append(change=[(1, "failed"), (2, "paused"), (3, "cancelled"), (4, "planned")], body=None)
     )
     now = (await storage.load("t")).frontier
-    assert [(row.state, row.attempts, row.error) for row in now] == [
-        ("failed", 1, b"error"),
-        ("paused", 1, b"error"),
-        ("cancelled", 1, b"error"),
-        ("planned", 1, b"error"),
+    assert [(row.state, row.attempts, row.error, row.tries, row.due, row.progress, row.asked) for row in now] == [
+        ("failed", 1, b"error", 0, 2001.5, b"[1]", None),
+        ("paused", 1, b"error", 0, 2001.5, b"[1]", b'["a question"]'),
+        ("cancelled", 1, b"error", 0, 2001.5, b"[1]", None),
+        ("planned", 1, b"error", 0, 2001.5, b"[1]", None),
     ]
     assert (await storage.load("t", 1)).frontier == now
     then = (await storage.load("t", 0)).frontier
-    assert {(row.state, row.attempts, row.error) for row in then} == {("planned", 0, None)}
+    assert {attrs.astuple(row)[7:] for row in then} == {("planned", 0, None, 0, None, None, None)}
     await commit_one(storage, writer.append(end=1))
-    assert {row.state for row in (await storage.load("t", 1)).frontier} == {"planned"}
+    then = (await storage.load("t", 1)).frontier
+    assert {attrs.astuple(row)[7:] for row in then} == {("planned", 0, None, 0, None, None, None)}
+
+
+async def test_a_state_change_replaces_all_of_the_state(storage: CheckpointStorage) -> None:
+    writer = await admit(storage, plan=["a", "b"])
+    await commit_one(storage, writer.append(change=[(1, "paused")], body=None))
+    change = StateChange(1, "planned", 5)
+    await commit_one(storage, Append("t", attrs.evolve(writer.delta(body=None), changed=(change,))))
+    row, other = (await storage.load("t")).frontier
+    assert attrs.astuple(row)[7:] == ("planned", 5, None, 0, None, None, None)
+    assert other == writer.live[2]
+
+
+async def test_an_activation_may_come_with_a_state(storage: CheckpointStorage) -> None:
+    parent = await admit(storage, plan=["a", "b"])
+    await commit_one(storage, parent.append(change=[(1, "paused"), (2, "failed")], body=None))
+    child = await fork(storage, parent, 1)
+    assert (await storage.load("child")).frontier == tuple(child.live.values())
+    assert [row.asked for row in child.live.values()] == [b'["a question"]', None]
+    await commit_one(storage, child.append(body=None))
+    then = (await storage.load("child", 2)).frontier
+    assert {attrs.astuple(row)[7:] for row in then} == {("planned", 0, None, 0, None, None, None)}
 
 
 async def test_a_round_is_buffered_until_it_fires(storage: CheckpointStorage) -> None:
@@ -244,7 +267,7 @@ async def test_variables_come_as_the_full_row_and_what_was_appended(storage: Che
             assert rows[0].kind == "full"
             assert {row.kind for row in rows[1:]} <= {"append"}
             assert all(row.base == rows[0].seq for row in rows)
-            assert all(row.order == b'{"at":%d}' % row.seq for row in rows[1:])
+            assert all(row.order == b'[%d,[],0,"",0]' % row.seq for row in rows[1:])
 
 
 @pytest.mark.parametrize(

@@ -23,16 +23,22 @@ from hypothesis.stateful import RuleBasedStateMachine, precondition, rule, run_s
 from tests.storage.backends import BACKENDS, census, open_backend
 from tests.storage.deltas import DELETED, Item, Writer, merge
 from tests.storage.naive import NaiveTrace
-from tinyllm.errors import OwnershipLost
+from tinyllm.errors import AlreadyAnswered, CheckpointInUse, CheckpointNotFound, OwnershipLost, TraceEnded
 from tinyllm.storage.contract import (
     TERMINAL,
     Acquired,
     ActivationState,
     Append,
     Appended,
+    Command,
+    CommandKind,
     Delete,
     Delta,
     Done,
+    Drop,
+    Label,
+    Leave,
+    Left,
     Outcome,
     Prune,
     Pruned,
@@ -77,6 +83,7 @@ class StoreMachine(RuleBasedStateMachine):
         self.sound = True
         self.traces: list[Tracked] = []
         self.all: list[NaiveTrace] = []
+        self.last_command = 0
         self.owners = [this_process(), this_process()]
         self.run(self.open)
 
@@ -127,13 +134,14 @@ class StoreMachine(RuleBasedStateMachine):
         plan=st.lists(st.sampled_from(["a", "b"]), min_size=1, max_size=3),
         owned=st.booleans(),
         sets=st.sets(st.sampled_from(["x", "y"])),
+        window=st.sampled_from([None, 0, 1, 2, 5]),
     )
-    def admit(self, plan: list[str], owned: bool, sets: set[str]) -> None:
+    def admit(self, plan: list[str], owned: bool, sets: set[str], window: int | None) -> None:
         owner = self.owners[0].id if owned else None
-        writer = Writer(f"t{len(self.all)}", owner)
+        writer = Writer(f"t{len(self.all)}", owner, window)
         write = writer.admit(plan=plan, set=[(key, b"[]") for key in sorted(sets)])
         (outcome,) = self.run(self.commit, [write])
-        naive = NaiveTrace(writer.trace_id, owner=owner)
+        naive = NaiveTrace(writer.trace_id, owner=owner, window=window)
         naive.apply(write.first)
         self.track(Tracked(writer.admitted(outcome), naive, write.first))
 
@@ -152,6 +160,9 @@ class StoreMachine(RuleBasedStateMachine):
         for t in tracked:
             width = data.draw(st.sampled_from([1, 1, 1, 2, 3]), label="steps in one")
             delta = merge([t.writer.delta(**draw_step(data, t.writer)) for _ in range(width)])
+            if waiting := sorted({key for other in self.traces for key in other.naive.commands}):
+                consumed = data.draw(st.lists(st.sampled_from(waiting), max_size=2), label="consumes")
+                delta = attrs.evolve(delta, consumed=tuple(consumed))
             t.writer.rev = delta.rev
             deltas.append((t, delta))
         self.run(
@@ -228,6 +239,62 @@ class StoreMachine(RuleBasedStateMachine):
             t.naive.owner = None
 
     @precondition(some)
+    @rule(data=st.data(), label=st.sampled_from(["good", None]))
+    def label(self, data: Data, label: str | None) -> None:
+        t = self.draw_trace(data)
+        rev = data.draw(st.integers(0, t.naive.rev + 1), label="rev")
+        there = rev in t.naive.kept
+        self.run(
+            self.commit, [Label(t.naive.key, t.naive.trace_id, rev, label)], Done() if there else CheckpointNotFound
+        )
+        if there and label is not None:
+            t.naive.labels[rev] = label
+        else:
+            t.naive.labels.pop(rev, None)
+
+    @precondition(some)
+    @rule(data=st.data(), count=st.integers(1, 3))
+    def drop(self, data: Data, count: int) -> None:
+        t = self.draw_trace(data)
+        for _ in range(count):
+            rev = data.draw(st.integers(0, t.naive.rev + 1), label="rev")
+            expected: Outcome | type[Exception] = Pruned(rev in t.naive.kept)
+            if rev in t.naive.kept and t.naive.stays(rev):
+                expected = CheckpointInUse
+            self.run(self.commit, [Drop(t.naive.key, t.naive.trace_id, rev)], expected)
+            if expected == Pruned(1):
+                t.naive.drop(rev)
+
+    @precondition(some)
+    @rule(data=st.data(), kind=st.sampled_from(["pause", "cancel", "answer", "answer"]))
+    def leave(self, data: Data, kind: CommandKind) -> None:
+        t = self.draw_trace(data)
+        naive = t.naive
+        activation = name = body = None
+        if kind == "answer":
+            ids = {row.id for state in naive.kept.values() for row in state.frontier if row.id}
+            activation = data.draw(st.sampled_from(sorted(ids) or [b"?" * 16]), label="asked by")
+            name, body = data.draw(st.sampled_from(["why", "when"])), b'"because"'
+        write = Leave(naive.key, naive.trace_id, kind, activation, name, body)
+        same = [left.id for left in naive.commands.values() if kind == left.kind != "answer"]
+        if t.ended:
+            self.run(self.commit, [write], TraceEnded)
+        elif (activation, name) in naive.answered:
+            self.run(self.commit, [write], AlreadyAnswered)
+        elif same:
+            self.run(self.commit, [write], Left(same[0]))
+        else:
+            (outcome,) = self.run(self.commit, [write], Left)
+            assert isinstance(outcome, Left)
+            assert outcome.command > self.last_command
+            self.last_command = outcome.command
+            naive.commands[outcome.command] = Command(
+                outcome.command, naive.key, kind, activation, name, body, created_at=0.0
+            )
+            if kind == "answer":
+                naive.answered.add((activation, name))
+
+    @precondition(some)
     @rule(data=st.data(), keep=st.integers(1, 4), limit=st.integers(1, 5))
     def prune(self, data: Data, keep: int, limit: int) -> None:
         self.prune_some(self.draw_trace(data), keep, limit)
@@ -297,6 +364,9 @@ class StoreMachine(RuleBasedStateMachine):
     # -- checks ------------------------------------------------------------------------------------------------
 
     async def compare(self) -> None:
+        for owner in self.owners:
+            left = [command.id for command in await self.storage.commands(owner=owner.id)]
+            assert left == sorted(key for t in self.traces if t.naive.owner == owner.id for key in t.naive.commands)
         listed = await self.storage.traces(limit=1000)
         assert {record.trace_id for record in listed} == {t.naive.trace_id for t in self.traces}
         for t in self.traces:
@@ -353,11 +423,13 @@ def draw_step(data: Data, writer: Writer) -> dict[str, Any]:
             sets.append((key, b"[%d]" % writer.rev))
         if kind.endswith("append"):
             sets.append((key, Item(b"%d" % writer.rev)))
+    if data.draw(st.integers(0, 9)) == 0:
+        step["task"] = f"task at {writer.rev}"
     return step | {"set": sets}
 
 
 _STATES: tuple[ActivationState, ...] = ("planned", "paused", "failed", "cancelled")
-_ENDS: tuple[Status, ...] = ("completed", "failed", "cancelled")
+_ENDS: tuple[Status, ...] = ("completed", "failed", "cancelled", "paused")
 _FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where a commit waits for no disk."""
 

@@ -9,7 +9,7 @@ import pytest
 
 from tests.storage.deltas import Item, Writer
 from tinyllm.errors import CheckpointDamaged
-from tinyllm.storage.contract import Snapshot
+from tinyllm.storage.contract import Leave, Prune, Snapshot
 from tinyllm.storage.framing import COMPRESS_ABOVE
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage
 from tinyllm.storage.sqlite.library import sqlite3
@@ -88,6 +88,14 @@ KEY = 1 << 32
             f"UPDATE activations SET error = x'02' WHERE id = {KEY | 3}",
             "the error of node 'b' cannot be decoded",
         ),
+        (
+            f"UPDATE activations SET progress = x'02' WHERE id = {KEY | 3}",
+            "the progress of node 'b' cannot be decoded",
+        ),
+        (
+            f"UPDATE activations SET asked = x'02' WHERE id = {KEY | 3}",
+            "the questions of node 'b' cannot be decoded",
+        ),
         (f"DELETE FROM arrivals WHERE id = {KEY | 2}", "it has 1 arrivals at joins where 2 were written"),
         (f"DELETE FROM checkpoints WHERE id = {KEY | 3}", None),
     ],
@@ -118,6 +126,45 @@ async def test_a_message_missing_from_the_history_is_reported(storage: SQLiteChe
         assert [row.seq for row in await storage.messages("t", after=before - 1, limit=1)] == [before]
     with pytest.raises(CheckpointDamaged, match=f"message {seq} of the history is missing"):
         await storage.messages("t", after=seq - 1, limit=1)
+
+
+@pytest.mark.parametrize("seq", [5, 6, 7])
+async def test_a_message_missing_from_a_window_is_reported(storage: SQLiteCheckpointStorage, seq: int) -> None:
+    writer = Writer("w", window=3)
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    await storage.commit([writer.append(end=step, plan=["a"]) for step in range(1, 7)])
+    await storage.commit([Prune(writer.key, 1)])
+    # What was pruned before it is no damage; nor is what the window does not hold.
+    assert [row.seq for row in await storage.messages("w")] == [5, 6, 7]
+    damage(storage, f"DELETE FROM messages WHERE id = {writer.key << 32 | 1}")
+    assert [row.seq for row in await storage.messages("w", after=1)] == [5, 6, 7]
+    damage(storage, f"DELETE FROM messages WHERE id = {writer.key << 32 | seq}")
+    for after in (0, 2, seq - 1):
+        with pytest.raises(CheckpointDamaged, match=f"message {seq} of the history is missing"):
+            await storage.messages("w", after=after)
+    for after in range(4, seq - 1):
+        assert [row.seq for row in await storage.messages("w", after=after, limit=1)] == [after + 1]
+    if seq == 7:
+        with pytest.raises(CheckpointDamaged, match="it has 6 messages of the history where 7 were written"):
+            await storage.load("w")
+
+
+async def test_a_damaged_message_of_a_window_is_reported(storage: SQLiteCheckpointStorage) -> None:
+    writer = Writer("w", window=2)
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    await storage.commit([writer.append(end=step, plan=["a"]) for step in range(1, 4)])
+    damage(storage, f"UPDATE messages SET history = 2 WHERE id = {writer.key << 32 | 1}")
+    assert len(await storage.messages("w")) == 2
+    damage(storage, f"UPDATE messages SET body = '0' WHERE id = {writer.key << 32 | 3}")
+    with pytest.raises(CheckpointDamaged, match="message 3 does not have the bytes"):
+        await storage.messages("w")
+
+
+async def test_a_damaged_command_is_reported(storage: SQLiteCheckpointStorage) -> None:
+    await storage.commit([Leave(1, "t", "answer", b"a" * 16, "why", b"1")])
+    damage(storage, "UPDATE commands SET body = x'02'")
+    with pytest.raises(CheckpointDamaged, match="'t' is damaged: the answer to 'why' cannot be decoded"):
+        await storage.commands(trace=1)
 
 
 async def test_a_damaged_definition_is_reported(storage: SQLiteCheckpointStorage) -> None:

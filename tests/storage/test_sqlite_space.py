@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from tests.storage.deltas import Item, Writer
-from tinyllm.storage.contract import Delete, Prune, Pruned
+from tinyllm.storage.contract import Delete, Label, Leave, Prune, Pruned
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, prune
 
 pytestmark = pytest.mark.anyio
 
-_TABLES = ("traces", "graphs", "messages", "activations", "arrivals", "variables", "steps", "checkpoints")
+_TABLES = ("traces", "graphs", "messages", "activations", "arrivals", "variables", "steps", "checkpoints", "commands")
 
 
 @pytest.fixture
@@ -55,38 +55,57 @@ async def test_a_pruned_trace_keeps_no_more_than_its_checkpoints_see(storage: SQ
         "variables": 10,
         "steps": 300,
         "checkpoints": 11,
+        "commands": 0,
     }
 
 
 async def test_pruning_again_costs_what_is_new_and_not_what_there_is(storage: SQLiteCheckpointStorage) -> None:
     """Ten thousand variables that nobody changes must not be looked at whenever a checkpoint goes."""
     writer = await run(storage, Writer("t"), 1, set=[(f"k{n}", b"1") for n in range(3000)])
-
-    async def work() -> int:
-        await run(storage, writer, 20)
-        assert storage._connection is not None
-        counted = 0
-
-        def count() -> None:
-            nonlocal counted
-            counted += 1
-
-        storage._connection.set_progress_handler(count, 100)
-        await storage.commit([Prune(writer.key, 10)])
-        storage._connection.set_progress_handler(None, 100)
-        return counted
-
-    first = [await work() for _ in range(8)]
+    first = [await pruning(storage, writer) for _ in range(8)]
     assert max(first[2:]) <= min(first[2:]) * 1.5
-    assert max(first[2:]) < 300  # 30,000 instructions of SQLite's machine
+    assert max(first[2:]) < 300
+
+
+async def pruning(storage: SQLiteCheckpointStorage, writer: Writer) -> int:
+    """Let 20 checkpoints come and 20 go; returns for how many hundred instructions of SQLite's machine they went."""
+    await run(storage, writer, 20)
+    assert storage._connection is not None
+    counted = 0
+
+    def count() -> None:
+        nonlocal counted
+        counted += 1
+
+    storage._connection.set_progress_handler(count, 100)
+    await storage.commit([Prune(writer.key, 10)])
+    storage._connection.set_progress_handler(None, 100)
+    return counted
+
+
+async def test_pruning_a_history_costs_what_leaves_it_and_not_what_stays(storage: SQLiteCheckpointStorage) -> None:
+    """Neither a wide window, nor what a wide frontier still reads, must be looked at whenever a checkpoint goes."""
+    writer = await run(storage, Writer("t", window=1000), 1000, plan=["a", "slow"], history=False)
+    await run(storage, writer, 1000)
+    first = [await pruning(storage, writer) for _ in range(8)]
+    assert max(first[2:]) <= min(first[2:]) * 1.5
+    assert max(first[2:]) < 300
+    assert len(await storage.messages("t", limit=2000)) == 1000
+
+
+async def test_pruning_a_window_leaves_an_entry_only_for_what_it_holds(storage: SQLiteCheckpointStorage) -> None:
+    writer = await run(storage, Writer("t", window=5), 100)
+    other = await run(storage, Writer("u"), 10)
+    await storage.commit([Prune(writer.key, 1, 200), Prune(other.key, 1)])
+    assert storage._connection is not None
+    held = "SELECT id & 0xffffffff, held - id FROM messages INDEXED BY messages_held WHERE held IS NOT NULL"
+    assert storage._connection.execute(held).fetchall() == [(seq, 0) for seq in (1, 97, 98, 99, 100, 101)]
 
 
 async def test_labelled_checkpoints_stay(storage: SQLiteCheckpointStorage) -> None:
     writer = await run(storage, Writer("t"), 30, set=[("x", b"1")])
     before = await storage.load("t", 7)
-    assert storage._connection is not None
-    storage._connection.execute("UPDATE checkpoints SET label = 'good' WHERE id & 0xffffffff = 7")
-    await storage.commit([Prune(writer.key, 5)])
+    await storage.commit([Label(writer.key, "t", 7, "good"), Prune(writer.key, 5)])
     assert [point.rev for point in await storage.checkpoints("t")] == [30, 29, 28, 27, 26, 7, 0]
     after = await storage.load("t", 7)
     assert (after.frontier, after.messages, after.variables) == (before.frontier, before.messages, before.variables)
@@ -152,10 +171,12 @@ async def test_what_was_left_of_a_deletion_is_found_after_opening_again(
 ) -> None:
     monkeypatch.setattr(prune, "_SLICE_SECONDS", 0.0)
     writer = await run(storage, Writer("t"), 300)
-    await storage.commit([Delete(writer.key)])
+    answers = [Leave(writer.key, "t", "answer", b"%016d" % number, "why", b"1") for number in range(300)]
+    await storage.commit([*answers, Delete(writer.key)])
     await storage.close()
     await storage.initialize()
     assert sum(rows(storage).values()) > 500
+    assert await storage.commands(trace=writer.key) == []
     while await storage.reclaim(1000):
         pass
     assert sum(rows(storage).values()) == 0

@@ -24,6 +24,18 @@ def thread() -> DedicatedThread:
     return started
 
 
+async def test_code_that_is_not_async_stands_still_until_its_call_is_done(thread: DedicatedThread) -> None:
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        assert thread.call_now(divmod, 7, 2) == (3, 1)
+        assert thread.call_now(threading.get_ident) != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        thread.call_now(divmod, 1, 0)
+    thread.stop()
+    with pytest.raises(StorageNotOpen):
+        thread.call_now(divmod, 7, 2)
+
+
 async def test_calls_run_in_one_thread_in_the_order_they_were_made(thread: DedicatedThread) -> None:
     order: list[int] = []
     threads = set()

@@ -5,9 +5,10 @@ from __future__ import annotations
 import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterable
+from heapq import heappop, heappush
 from typing import Literal
 
-from tinyllm.actors.plan import Activation
+from tinyllm.actors.activation import Activation
 from tinyllm.graph.definition import Graph, Node
 
 Durability = Literal["async", "sync", "exit"]
@@ -26,6 +27,9 @@ class Dispatch:
     - Output commit: a node with effects starts only after the delta that planned it is durable (not in `exit` mode).
     - Credit: nothing starts, and no result is taken, while `CREDIT` deltas are not acknowledged; where deltas are
       merged before they are written, only those count that somebody waits for.
+
+    Before them stand the time at which a failed activation may be tried again, and how many may run at once, of one
+    node and of all.
 
     And two rules for nodes that run in the event loop. One is sent only after the one before it has begun: a node that
     blocks the loop would otherwise be followed by its siblings before anybody could record that it has finished. And
@@ -50,6 +54,9 @@ class Dispatch:
         self._in_loop = {n.id: is_in_loop(graph, n) for n in graph.nodes.values()}
         self._effects = {n.id: graph.has_effects(n) for n in graph.nodes.values()}
         self._cap = {n.id: concurrency(graph, n) for n in graph.nodes.values()}
+        self._most = graph.limits.max_concurrency
+        self._later: list[tuple[float, int, Activation]] = []
+        """A heap of what is not due yet."""
 
     @property
     def settled(self) -> bool:
@@ -72,13 +79,29 @@ class Dispatch:
         while self._unacknowledged and self._unacknowledged[0] <= number:
             self._unacknowledged.popleft()
 
-    def add(self, planned: Iterable[Activation]) -> None:
+    def add(self, planned: Iterable[Activation], *, utc: float, now: float) -> None:
+        """`utc` is the time as what is due later has it recorded, `now` the same moment on the event loop's clock."""
         for activation in planned:
-            self._ready.setdefault(activation.node, deque()).append(activation)
+            if activation.due is not None and activation.due > utc:
+                heappush(self._later, (now + activation.due - utc, activation.seq, activation))
+            else:
+                self._ready.setdefault(activation.node, deque()).append(activation)
+
+    @property
+    def next_due(self) -> float | None:
+        """When something that waits for its time may start, on the event loop's clock."""
+        return self._later[0][0] if self._later and not self.stopped else None
+
+    def release_next_due(self) -> None:
+        """Its time has come."""
+        _, _, activation = heappop(self._later)
+        self._ready.setdefault(activation.node, deque()).append(activation)
 
     def next(self, may_start: Callable[[], bool]) -> Activation | None:
         """The next activation to start, now counted as running; None if none may."""
         if self.stopped or not self._ready or not self.has_credit or (self._sync and self.durable < self.handed):
+            return None
+        if self._most is not None and len(self.running) >= self._most:
             return None
         for node, queue in self._ready.items():
             if self._running_of[node] >= self._cap[node]:

@@ -18,13 +18,13 @@ from tinyllm.storage.contract import (
 )
 
 _encode_order = msgspec.json.Encoder().encode
-decode_order = msgspec.json.Decoder(Order).decode
 
 
 class Draft:
     """Abandoned, it leaves no trace: the numbers it handed out are handed out again."""
 
-    def __init__(self, marks: Marks) -> None:
+    def __init__(self, marks: Marks, *, keeps_history: bool) -> None:
+        self._keeps_history = keeps_history
         self._message, self._activation = marks.message, marks.activation
         self._arrival, self._variable = marks.arrival, marks.variable
         self.node: str | None = None
@@ -36,6 +36,8 @@ class Draft:
         self.ended: list[int] = []
         self.variables: list[VariableRow] = []
         self.steps: list[StepRow] = []
+        self.task: str | None = None
+        self.consumed: list[int] = []
 
     @property
     def marks(self) -> Marks:
@@ -45,11 +47,12 @@ class Draft:
     @property
     def size(self) -> int:
         """Bytes of all bodies."""
-        return sum(len(row.body) for row in self.messages) + sum(len(row.body) for row in self.variables)
+        bodies = sum(len(row.body) for row in self.messages) + sum(len(row.body) for row in self.variables)
+        return bodies + sum(len(change.progress or b"") + len(change.asked or b"") for change in self.changed)
 
     def message(self, source: str, consumers: int, captured: Captured) -> int:
         self._message += 1
-        self.messages.append(MessageRow(self._message, source, consumers, captured.body))
+        self.messages.append(MessageRow(self._message, source, consumers, captured.body, self._keeps_history))
         return self._message
 
     def next_activation(self) -> int:

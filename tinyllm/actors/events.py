@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import attrs
 
 from tinyllm.graph.messages import ErrorInfo
+from tinyllm.graph.questions import Question
 from tinyllm.storage.contract import Status
 
 
@@ -50,10 +51,42 @@ class NodeFinished:
 
 
 @attrs.frozen
-class NodeFailed:
+class NodeRetried:
+    """An attempt failed, and another will start `wait` seconds later."""
+
     trace_id: str
     node_id: str
     error: ErrorInfo
+    attempt: int
+    wait: float
+
+
+@attrs.frozen
+class NodePaused:
+    """The activation waits for an answer, which can be given from now on: the question is durable."""
+
+    trace_id: str
+    node_id: str
+    question: Question
+
+
+@attrs.frozen
+class NodeAnswered:
+    """The answer to the question `name` has come: the activation is planned again."""
+
+    trace_id: str
+    node_id: str
+    name: str
+
+
+@attrs.frozen
+class NodeFailed:
+    """The last attempt failed: the trace fails, unless another node handles it (`handled`)."""
+
+    trace_id: str
+    node_id: str
+    error: ErrorInfo
+    handled: bool = False
 
 
 @attrs.frozen
@@ -72,4 +105,15 @@ class TraceEnded:
     step: int
 
 
-Event = TraceStarted | Planned | NodeStarted | NodeFinished | NodeFailed | Committed | TraceEnded
+Event = (
+    TraceStarted
+    | Planned
+    | NodeStarted
+    | NodeFinished
+    | NodeRetried
+    | NodePaused
+    | NodeAnswered
+    | NodeFailed
+    | Committed
+    | TraceEnded
+)

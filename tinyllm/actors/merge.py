@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import attrs
 
-from tinyllm.storage.contract import ActivationRow, Delta, VariableRow
+from tinyllm.storage.contract import ActivationRow, Delta, StateChange, VariableRow
 
 
 def merge(earlier: Delta, later: Delta) -> Delta:
@@ -31,22 +31,29 @@ def merge(earlier: Delta, later: Delta) -> Delta:
     messages = [row for row in messages if row.history or row.consumers]
     born = {row.seq for row in earlier.activations}
     variables = _newest(earlier.variables, later.variables)
+    planned = [row for row in (*activations, *later.activations) if row.seq not in gone]
     changed_later = {change.activation for change in later.changed}
+    changed = [
+        change
+        for change in (*(c for c in earlier.changed if c.activation not in changed_later), *later.changed)
+        if change.activation not in born | ended
+    ]
     return attrs.evolve(
         later,
         messages=tuple(messages),
-        activations=tuple(row for row in (*activations, *later.activations) if row.seq not in gone),
+        activations=tuple(planned),
         arrivals=tuple(row for row in arrivals if row.activation not in gone),
         fired=tuple(fired for fired in (*earlier.fired, *later.fired) if fired.activation not in born | ended),
-        changed=tuple(
-            change
-            for change in (*(c for c in earlier.changed if c.activation not in changed_later), *later.changed)
-            if change.activation not in born | ended
-        ),
+        changed=tuple(changed),
         ended=tuple(seq for seq in (*earlier.ended, *later.ended) if seq not in gone),
         variables=variables,
         steps=(*earlier.steps, *later.steps),
-        size=sum(len(row.body) for row in messages) + sum(len(row.body) for row in variables),
+        task=later.task or earlier.task,
+        consumed=(*earlier.consumed, *later.consumed),
+        size=sum(len(row.body) for row in messages)
+        + sum(len(row.body) for row in variables)
+        + sum(_state_size(row) for row in planned)
+        + sum(_state_size(change) for change in changed),
     )
 
 
@@ -59,9 +66,13 @@ def _applied(rows: Iterable[ActivationRow], delta: Delta) -> list[ActivationRow]
         if change := fired.get(row.seq):
             row = attrs.evolve(row, id=change.id, depth=change.depth, state="planned")
         if state := changed.get(row.seq):
-            row = attrs.evolve(row, state=state.state, attempts=state.attempts, error=state.error)
+            row = state.applied_to(row)
         applied.append(row)
     return applied
+
+
+def _state_size(row: ActivationRow | StateChange) -> int:
+    return len(row.progress or b"") + len(row.asked or b"")
 
 
 def _newest(earlier: tuple[VariableRow, ...], later: tuple[VariableRow, ...]) -> tuple[VariableRow, ...]:

@@ -17,13 +17,25 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.dispatch import IN_THREAD, concurrency, is_in_loop
 from tinyllm.actors.mailbox import reply
-from tinyllm.actors.protocol import Cancelled, CancelNode, Failed, Finished, NodeMessage, RunAddress, RunNode, Started
-from tinyllm.errors import NodeError, TinyLLMError
+from tinyllm.actors.protocol import (
+    Answer,
+    Cancelled,
+    CancelNode,
+    Failed,
+    Finished,
+    NodeMessage,
+    Paused,
+    Progressed,
+    RunAddress,
+    RunNode,
+    Started,
+)
+from tinyllm.errors import NodeError, NodeTimeout, TinyLLMError
 from tinyllm.graph.definition import Graph, Node
 from tinyllm.graph.functions import locate
-from tinyllm.graph.messages import ErrorInfo
-from tinyllm.graph.node import NodeFunction
-from tinyllm.nodes.call import Call, Caller, Output, error_info
+from tinyllm.graph.node import NodeFunction, Pause
+from tinyllm.graph.questions import Asked
+from tinyllm.nodes.call import Call, Caller, Failure, Output, Save, asked_by, failure, pause_in
 from tinyllm.nodes.kinds import KINDS
 from tinyllm.nodes.process import call_in_worker
 
@@ -99,8 +111,9 @@ class NodeExecutor:
 
     async def _attempt(self, message: RunNode, scope: anyio.CancelScope) -> None:
         """Exactly one answer, whatever happens."""
-        answer: Finished | Failed | Cancelled | None = None
+        answer: Finished | Failed | Paused | Cancelled | None = None
         call = message.call
+        timeout = self._node.timeout
         began = time.perf_counter()
         try:
             with scope:
@@ -111,27 +124,51 @@ class NodeExecutor:
                     if not told:  # two starts would be more answers than a mailbox has room for
                         reply(message.reply, Started(message.seq))
                     began = time.perf_counter()
-                    output = await self._invoke(call)
-                    if isinstance(output, ErrorInfo):
-                        answer = Failed(message.seq, output, None)
-                    else:
-                        duration = (time.perf_counter() - began) * 1000
-                        answer = Finished(message.seq, output, time.time(), duration)
+                    with anyio.CancelScope() as limit:
+                        if timeout is not None:
+                            limit.deadline = anyio.current_time() + timeout
+                        answer = self._answer(message.seq, await self._invoke(call, self._saver(message)), began)
+                    if limit.cancelled_caught and timeout is not None:
+                        answer = self._failed(message.seq, NodeTimeout(self._node.id, timeout), began)
             if answer is None:
                 answer = Cancelled(message.seq)
         except (Exception, SystemExit) as error:
-            answer = Failed(message.seq, error_info(self._node.id, error, self._function), error)
+            answer = self._failed(message.seq, error, began)
         except anyio.get_cancelled_exc_class():
             await anyio.lowlevel.checkpoint_if_cancelled()  # raises if the cancellation was meant for us
             stray = NodeError(self._node.id, "a cancellation of its own making escaped from it")
-            answer = Failed(message.seq, error_info(self._node.id, stray), stray)
+            answer = self._failed(message.seq, stray, began)
         finally:
             del self._scopes[message.reply, message.seq]
             reply(message.reply, answer or Cancelled(message.seq))
 
-    def _invoker(
-        self, graph: Graph, deps: Any, debug_mutation: bool
-    ) -> Callable[[Call], Awaitable[Output | ErrorInfo]]:
+    def _answer(self, seq: int, outcome: Outcome, began: float) -> Finished | Failed | Paused:
+        duration_ms = (time.perf_counter() - began) * 1000
+        match outcome:
+            case Output():
+                return Finished(seq, outcome, time.time(), duration_ms)
+            case Asked():
+                return Paused(seq, outcome)
+            case Failure():
+                return Failed(seq, outcome, None, duration_ms)
+        assert_never(outcome)
+
+    def _failed(self, seq: int, error: BaseException, began: float) -> Failed:
+        duration_ms = (time.perf_counter() - began) * 1000
+        return Failed(seq, failure(self._node.id, error, self._function), error, duration_ms)
+
+    def _saver(self, message: RunNode) -> Save:
+        async def save(body: bytes) -> None:
+            answer = Answer()
+            try:
+                message.reply.send_nowait(Progressed(message.seq, body, answer))
+            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # an abandoned thread, long after
+                raise NodeError(self._node.id, "its trace no longer waits for it; nothing was saved") from None
+            await answer.wait()
+
+        return save
+
+    def _invoker(self, graph: Graph, deps: Any, debug_mutation: bool) -> Callable[[Call, Save], Awaitable[Outcome]]:
         if self._function is None:
             return _pass_on
         if self._node.process:
@@ -140,33 +177,52 @@ class NodeExecutor:
             return partial(_in_process, path, qualname, self._function.wants_context, debug_mutation, limiter)
         caller = Caller(self._function, deps=deps, debug_mutation=debug_mutation)
         if is_in_loop(graph, self._node):
-            return partial(_in_loop, self._function, caller)
-        return partial(
-            _in_thread, self._function, caller, anyio.CapacityLimiter(max(IN_THREAD, concurrency(graph, self._node)))
-        )
+            return partial(_in_loop, self._node.id, self._function, caller)
+        limiter = anyio.CapacityLimiter(max(IN_THREAD, concurrency(graph, self._node)))
+        return partial(_in_thread, self._node.id, self._function, caller, limiter)
 
 
-async def _pass_on(call: Call) -> Output:
+Outcome = Output | Asked | Failure
+"""What became of one attempt, where it did not raise in this process."""
+
+
+async def _pass_on(call: Call, _save: Save) -> Outcome:
     return Output(call.input.body)
 
 
-async def _in_loop(function: NodeFunction, caller: Caller, call: Call) -> Output:
-    prepared = caller.prepare(call)
-    return caller.output(prepared, await function.call(*prepared.arguments, **prepared.keywords))
+async def _in_loop(node_id: str, function: NodeFunction, caller: Caller, call: Call, save: Save) -> Outcome:
+    prepared = caller.prepare(call, save)
+    try:
+        returned = await function.call(*prepared.arguments, **prepared.keywords)
+    except (Pause, BaseExceptionGroup) as raised:
+        return asked_by(node_id, pause_in(raised))
+    return caller.output(prepared, returned)
 
 
-async def _in_thread(function: NodeFunction, caller: Caller, limiter: anyio.CapacityLimiter, call: Call) -> Output:
-    def work() -> Output:
-        prepared = caller.prepare(call)
-        return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
+async def _in_thread(
+    node_id: str, function: NodeFunction, caller: Caller, limiter: anyio.CapacityLimiter, call: Call, save: Save
+) -> Outcome:
+    def work() -> Outcome:
+        prepared = caller.prepare(call, save)
+        try:
+            returned = function.call(*prepared.arguments, **prepared.keywords)
+        except Pause as pause:
+            return asked_by(node_id, pause)
+        return caller.output(prepared, returned)
 
     # Abandoned when cancelled: a thread cannot be stopped, and its result would not be recorded any more.
     return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
 
 
 async def _in_process(
-    path: str, qualname: str, wants_context: bool, debug_mutation: bool, limiter: anyio.CapacityLimiter, call: Call
-) -> Output | ErrorInfo:
+    path: str,
+    qualname: str,
+    wants_context: bool,
+    debug_mutation: bool,
+    limiter: anyio.CapacityLimiter,
+    call: Call,
+    _save: Save,
+) -> Outcome:
     lent = (
         call
         if wants_context

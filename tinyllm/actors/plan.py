@@ -8,92 +8,69 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import attrs
 
-from tinyllm.actors.draft import Draft, decode_order
-from tinyllm.actors.joins import NOTHING, Arrival, Joins, joined
-from tinyllm.actors.routes import Names, Route, Router
-from tinyllm.errors import ConditionError, ExitNotReached, NodeError
-from tinyllm.graph.definition import AFTER, END, Graph, after, is_undecided
-from tinyllm.graph.messages import ErrorInfo
-from tinyllm.graph.payload import Captured, encode_error
-from tinyllm.graph.variables import Version
-from tinyllm.nodes.call import Output
+from tinyllm.actors.activation import Activation
+from tinyllm.actors.amplified import WriteCounter
+from tinyllm.actors.attempts import wait_before_retry
+from tinyllm.actors.delivery import Delivery
+from tinyllm.actors.draft import Draft
+from tinyllm.actors.routes import Names, Router
+from tinyllm.errors import ConditionError, ExitNotReached, LimitReached, NodeError, ValueMismatch, ValueNotStorable
+from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.messages import ErrorInfo, MessagePayload
+from tinyllm.graph.payload import Captured, encode_error, encode_payload
+from tinyllm.graph.questions import Asked
+from tinyllm.graph.variables import Version, reduced
+from tinyllm.nodes.call import Failure, Output
 from tinyllm.storage.contract import (
-    ActivationRow,
-    ArrivalRow,
+    UNOWNED,
+    ActivationState,
+    Command,
     Counts,
     Delta,
-    Fired,
     Marks,
+    MessageRow,
     Snapshot,
-    StateChange,
     Status,
     StepRow,
 )
 
-NEVER_COUNTED = 2**31 - 1
-"""Readers of a message that is read by what is planned later: it does not go when those of now have gone."""
 
-
-@attrs.frozen(eq=False)
-class Activation:
-    """A live activation that may run, with what it reads."""
-
-    seq: int
-    id: bytes
-    node: str
-    sources: tuple[tuple[int, str], ...]
-    """(message seq, source node) of what it reads; several for a join."""
-    input: Captured
-    path: tuple[int, ...]
-    depth: int
-    attempts: int
-    born: int
-    """The number of the delta that planned it; 0 when that is long durable."""
-
-
-class Plan:
+class Plan(Delivery):
     """The frontier, the variables and the counters of one trace, at its newest step."""
 
-    def __init__(self, graph: Graph, trace_id: str, *, generation: int = 1) -> None:
-        self.graph = graph
-        self.trace_id = trace_id
-        self.generation = generation
+    def __init__(self, graph: Graph, trace_id: str) -> None:
+        super().__init__(graph, trace_id)
+        self.generation_step = 0
         self.key = 0
         """The trace's key and its epoch, once the store has given them."""
         self.epoch = 0
-        self.number = -1
-        """Of the newest delta; admission is 0."""
         self.step = 0
         self.status: Status = "running"
-        self.error: ErrorInfo | None = None
-        self.activations: dict[int, Activation] = {}
-        """Planned or running, by seq."""
-        self.stuck: dict[int, Activation] = {}
-        """Failed or cancelled: kept in the frontier for a resume."""
-        self.undecided: dict[int, Activation] = {}
-        """Results whose edges could not be decided, as what would follow: they are not made again, only decided."""
-        self.planned: list[Activation] = []
-        """Fresh since `take_planned()` was last called."""
-        self.joins = Joins(graph)
-        self.active: Counter[str] = Counter()
+        self.elapsed = 0.0
+        """Seconds of execution until now: whoever has a clock says so before each transition."""
+        self.tokens = (0, 0)
+        """In, out."""
         self.versions: dict[str, Version] = {}
         """Replaced, never changed: nodes that run hold the one they started with."""
+        self.amplified: list[tuple[str, int, int]] = []
+        """Variables of which too much is written: key, bytes written, bytes of its value. Whoever tells takes them."""
+        self._writes = WriteCounter()
+        self.history: list[MessageRow] | None = None
+        """All messages, in a trace that nobody records."""
+        self.visited: list[str] = []
+        """The nodes of all steps, likewise."""
+        self.began = 0.0
+        self._keeps_history = graph.history != 0
         self._marks = Marks()
         self._messages = 0
         self._arrivals: Counter[int] = Counter()
         """How many there are of each round in the frontier, open or fired."""
-        self._router = Router(graph, trace_id, generation, self.joins)
 
     # -- what is asked -----------------------------------------------------------------------------------------
-
-    @property
-    def quiescent(self) -> bool:
-        """Nothing is left that could run."""
-        return not (self.activations or self.stuck or self.undecided or self.joins.waiting)
 
     def outcome(self) -> Any:
         """What has reached the end: the value of the one exit; where more than one result came, or one that is part of
@@ -102,31 +79,63 @@ class Plan:
         values = [arrival.input.value for arrival in arrivals if arrival.message is not None]
         return values[0] if len(arrivals) == len(values) == 1 and not arrivals[0].path else values
 
-    def waiting(self) -> Counter[str]:
-        """How many activations of each node the frontier holds."""
-        return Counter(a.node for a in (*self.activations.values(), *self.stuck.values(), *self.undecided.values()))
-
-    def take_planned(self) -> list[Activation]:
-        fresh, self.planned = self.planned, []
-        return fresh
+    def keep_history(self, began: float) -> None:
+        """From now on, `history` and `visited` tell what a store would. `began`: when the trace does, UTC seconds."""
+        self.history, self.began = [], began
 
     # -- beginning ---------------------------------------------------------------------------------------------
 
     def begin(self, task: Captured, variables: Mapping[str, bytes]) -> Delta:
         """Admission: the task arrives at every entry."""
-        delta = Draft(self._marks)
+        delta = self._draft()
         for key, body in variables.items():
             delta.set(self.versions, key, body)
-        self._deliver(delta, "", self._router.entries(), [task], path=(), depth=0)
+        return self._enter(delta, task)
+
+    def begin_again(self, task: Captured, digest: str) -> Delta:
+        """A completed trace runs from its entries once more, with all that it has gathered."""
+        delta = self._draft()
+        delta.task = digest
+        if (ended := self.joins.rounds.pop(END, None)) is not None:
+            delta.ended.append(ended.seq)
+        self.generation += 1
+        self.generation_step = self.step
+        self.status, self.error = "running", None
+        self._router = Router(self.graph, self.trace_id, self.generation, self.joins)
+        return self._enter(delta, task)
+
+    def _enter(self, delta: Draft, task: Captured) -> Delta:
+        # No chain of causes is longer than the steps so far: what a later generation adds comes behind all before it.
+        self._deliver(delta, "", self._router.entries(), [task], path=(), depth=self.step)
         self._settle(delta)
         return self._done(delta)
 
+    def hear(self, task: Captured, digest: str) -> Delta:
+        """A trace that goes on is told another task: it becomes part of the history, and starts nothing."""
+        delta = self._draft()
+        delta.task = digest
+        delta.message("", 0, task)
+        return self._done(delta)
+
+    def restore(self, snapshot: Snapshot, *, retry: bool = True) -> None:
+        """Take over what a store kept. What was cancelled, or with `retry` had failed, is planned again."""
+        record = snapshot.record
+        self.key, self.epoch, self.number = record.trace, record.epoch, 0
+        self.step, self._marks, self._messages = snapshot.step, snapshot.marks, snapshot.counts.messages
+        self.generation, self.generation_step = snapshot.generation, snapshot.generation_step
+        self.elapsed, self.tokens = snapshot.elapsed, (snapshot.tokens_in, snapshot.tokens_out)
+        self._keeps_history = record.history != 0
+        self._router = Router(self.graph, self.trace_id, self.generation, self.joins)
+        self.versions = {key: Version.stored(rows) for key, rows in snapshot.variables.items()}
+        self._restore_frontier(snapshot, retry=retry)
+        self._arrivals.update(row.activation for row in snapshot.arrivals)
+
     def wake(self) -> Delta | None:
         """What a restored trace does before anything runs: decide what could not be decided, and, where nothing it kept
-        can run, see what follows. The graph, or a condition, may have changed."""
-        if self.activations and not self.undecided:
+        can run, see what follows. The graph, its limits or a condition may have changed."""
+        if self.activations and not self.undecided and not self._limit_reached():
             return None
-        delta = Draft(self._marks)
+        delta = self._draft()
         for seq, result in list(self.undecided.items()):
             node = after(result.node)
             ((message, _),) = result.sources
@@ -147,37 +156,8 @@ class Plan:
             self._plan(delta, node, routes, [(message, result.input)], path=result.path, depth=result.depth + 1)
             self._await(delta, node, awaited, result)
         self._settle(delta)
-        if self.quiescent:
-            self._end(None)
+        self._conclude(None)
         return self._done(delta)
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Take over what a store kept. What had failed or was cancelled is planned again."""
-        self.key, self.epoch, self.number = snapshot.record.trace, snapshot.record.epoch, 0
-        self.step, self._marks, self._messages = snapshot.step, snapshot.marks, snapshot.counts.messages
-        inputs = {seq: Captured(message.body) for seq, message in snapshot.messages.items()}
-        for key, (full, *appended) in snapshot.variables.items():
-            version = Version(full.seq, full.body)
-            for item in appended:
-                assert item.order is not None
-                version = version.appended(decode_order(item.order), item.body)
-            self.versions[key] = version
-        self.joins.restore(snapshot, inputs)
-        self._arrivals.update(row.activation for row in snapshot.arrivals)
-        for row in snapshot.frontier:
-            if row.state == "buffered":
-                continue
-            if row.message is None:
-                sources, reads = joined(self.joins.restored(row.seq))
-            else:
-                reads = inputs[row.message] if row.item is None else inputs[row.message].item(row.item)
-                sources = ((row.message, snapshot.messages[row.message].node),)
-            activation = Activation(row.seq, row.id, row.node, sources, reads, row.path, row.depth, row.attempts, 0)
-            if is_undecided(row.node):
-                self.undecided[row.seq] = activation
-                self.active[after(row.node)] += 1
-            else:
-                self._add(activation)
 
     # -- transitions -------------------------------------------------------------------------------------------
 
@@ -190,7 +170,7 @@ class Plan:
         """
         activation = self.activations[seq]
         captured = Captured(output.body)
-        delta = Draft(self._marks)
+        delta = self._draft()
         versions = self._set(delta, activation, output.sets)
         names = Names(captured, versions, self.step + 1)
         undecided: ConditionError | None = None
@@ -200,58 +180,163 @@ class Plan:
             routes, awaited, undecided = [], frozenset(), error
 
         self.versions = versions  # from here on nothing can fail any more
+        for row in delta.variables:
+            if row.kind == "full" and (written := self._writes.wrote(row.key, len(row.body))) is not None:
+                self.amplified.append((row.key, written, len(row.body)))
+        self.tokens = (self.tokens[0] + output.tokens[0], self.tokens[1] + output.tokens[1])
+        attempt = activation.attempts + 1
+        self._end(delta, activation, ended_at, duration_ms, attempt=attempt, status=output.status)
+        bodies = [captured, *(Captured(body) for _, body in output.sends or ())]
+        if undecided is not None:
+            self._leave_undecided(delta, activation, captured)
+            self._blame(activation.node, undecided)
+        else:
+            self._deliver(delta, activation.node, routes, bodies, path=activation.path, depth=activation.depth + 1)
+            self._await(delta, activation.node, awaited, activation)
+        return self._ended(delta, activation)
+
+    def fail(self, seq: int, failure: Failure, *, at: float, duration_ms: float) -> Delta:
+        """An attempt at activation `seq` failed, at `at` (UTC seconds): it is tried again, or its failure goes to the
+        node that handles it, or the trace fails."""
+        activation = self.activations[seq].failed_once_more()
+        node = self.graph.nodes[activation.node]
+        error = encode_error(failure.error)
+        wait = wait_before_retry(node.retry, activation.tries, failure.kinds, activation.id)
+        if wait is not None:
+            return self._change(attrs.evolve(activation, due=at + wait), "planned", error)
+        if node.on_error is None:
+            self.error = self.error or failure.error
+            return self._change(activation, "failed", error)
+        told = _told(activation.input, failure.error)
+        delta = self._draft()
+        self._end(delta, activation, at, duration_ms, attempt=activation.attempts, status="failed")
+        route = self._router.on_error(node.on_error, activation.id)
+        self._deliver(delta, activation.node, [route], [told], path=activation.path, depth=activation.depth + 1)
+        return self._ended(delta, activation)
+
+    def cut_off(self, seq: int) -> Delta:
+        """Activation `seq` was cancelled while it ran."""
+        return self._change(self.activations[seq], "cancelled")
+
+    def park(self, seq: int, asked: Asked) -> Delta:
+        """Activation `seq` has asked something: it starts again when that is answered."""
+        return self._change(self.activations[seq].asking(asked), "paused")
+
+    def heed(self, commands: Sequence[Command]) -> Delta:
+        """Others answered. (What nobody waits for any more, or is a pause that a resume has lifted, is consumed and
+        that is all.)
+
+        One delta, however many they are: none of this waits for credit.
+        """
+        delta = self._draft()
+        delta.consumed += (command.id for command in commands)
+        answers = {(command.activation, command.name): command.body for command in commands if command.kind == "answer"}
+        for activation in list(self.parked.values()):
+            question = activation.question(self.trace_id)
+            if question and (activation.id, question.name) in answers:
+                answered = activation.answered(answers[activation.id, question.name] or b"null")
+                self._turn(delta, answered, "planned")
+        if delta.changed:
+            self._conclude(delta.node)
+        return self._done(delta)
+
+    def save_progress(self, seq: int, body: bytes) -> Delta:
+        """Activation `seq`, which goes on running, recorded how far it is."""
+        delta = self._draft()
+        saved = self.activations[seq] = attrs.evolve(self.activations[seq], progress=body)
+        delta.changed.append(saved.changed("planned"))
+        return self._done(delta)
+
+    def close(self, status: Status, consumed: Iterable[int] = ()) -> Delta:
+        """Nothing runs any more, and nothing more is to start: the trace has failed, or was paused or cancelled by the
+        commands `consumed`."""
+        self.status = status
+        delta = self._draft()
+        delta.consumed += consumed
+        return self._done(delta)
+
+    def run_out(self, error: Exception) -> None:
+        """The trace came to a limit: it fails when what runs has ended."""
+        self._blame(None, error)
+
+    # -- how transitions are made ------------------------------------------------------------------------------
+
+    def _draft(self) -> Draft:
+        return Draft(self._marks, keeps_history=self._keeps_history)
+
+    def _change(self, activation: Activation, state: ActivationState, error: bytes | None = None) -> Delta:
+        delta = self._draft()
+        self._turn(delta, activation, state, error)
+        self._conclude(activation.node)
+        return self._done(delta)
+
+    def _turn(self, delta: Draft, activation: Activation, state: ActivationState, error: bytes | None = None) -> None:
+        """A live activation becomes `activation`, in `state`. It counts as active in every state: no join that waits
+        for it fires without it."""
+        seq = activation.seq
+        delta.node = activation.node
+        for group in (self.activations, self.parked):
+            group.pop(seq, None)
+        match state:
+            case "planned":
+                self._ready(activation)
+            case "paused":
+                self.parked[seq] = activation
+            case _:
+                self.stuck[seq] = activation
+        delta.changed.append(activation.changed(state, error))
+
+    def _end(
+        self,
+        delta: Draft,
+        activation: Activation,
+        ended_at: float,
+        duration_ms: float,
+        *,
+        attempt: int,
+        status: str | None,
+    ) -> None:
+        """A step: `activation` leaves the frontier."""
+        seq = activation.seq
         del self.activations[seq]
         self.active[activation.node] -= 1
         self.step += 1
         delta.node = activation.node
         delta.ended.append(seq)
-        delta.steps.append(StepRow(self.step, seq, activation.node, ended_at, duration_ms, activation.attempts + 1))
-        bodies = [captured, *(Captured(body) for _, body in output.sends or ())]
-        if undecided is not None:
-            self._leave_undecided(delta, activation, captured, undecided)
-        else:
-            self._deliver(delta, activation.node, routes, bodies, path=activation.path, depth=activation.depth + 1)
-            self._await(delta, activation.node, awaited, activation)
+        delta.steps.append(StepRow(self.step, seq, activation.node, ended_at, duration_ms, attempt, status))
+
+    def _ended(self, delta: Draft, activation: Activation) -> Delta:
         if not self.active[activation.node]:
             self._settle(delta)
-        if self.quiescent:
-            self._end(activation.node)
+        self._conclude(activation.node)
         return self._done(delta)
 
-    def fail(self, seq: int, error: ErrorInfo) -> Delta:
-        """Activation `seq` failed for good."""
-        self.error = self.error or error
-        return self._stop(seq, "failed", 1, encode_error(error))
-
-    def cut_off(self, seq: int) -> Delta:
-        """Activation `seq` was cancelled while it ran."""
-        return self._stop(seq, "cancelled", 0, None)
-
-    def _stop(self, seq: int, state: Literal["failed", "cancelled"], tries: int, error: bytes | None) -> Delta:
-        """It stays in the frontier for a resume, and counts as active: no join that waits for it fires without it."""
-        activation = self.activations.pop(seq)
-        self.stuck[seq] = attrs.evolve(activation, attempts=activation.attempts + tries)
-        delta = Draft(self._marks)
-        delta.node = activation.node
-        delta.changed.append(StateChange(seq, state, activation.attempts + tries, error))
-        return self._done(delta)
-
-    def give_up(self) -> Delta:
-        """Nothing runs any more after a failure: the trace is failed."""
-        self.status = "failed"
-        return self._done(Draft(self._marks))
-
-    def _end(self, last: str | None) -> None:
-        if self.joins.arrived(END):
+    def _conclude(self, last: str | None) -> None:
+        """See whether this is the end, or a rest until somebody answers; `last` is the node that ended last."""
+        if self.error is not None or self.status in UNOWNED:
+            return
+        if self.at_rest:
+            self.status = "paused"
+        elif not self.quiescent:
+            if self._limit_reached():
+                self.run_out(LimitReached("max_steps", self.graph.limits.max_steps or 0))
+        elif self.joins.arrived(END):
             self.status = "completed"
         else:
             self.status = "failed"
-            self.error = ErrorInfo(type=ExitNotReached.__name__, message=str(ExitNotReached(last)), node_id=last)
+            self._blame(last, ExitNotReached(last))
+
+    def _limit_reached(self) -> bool:
+        most = self.graph.limits.max_steps
+        return most is not None and self.step - self.generation_step >= most
 
     def _done(self, draft: Draft) -> Delta:
         """The delta that `draft` has become: from here on it cannot change."""
         self._marks = draft.marks
-        self._messages += len(draft.messages)
+        self._messages += sum(row.history for row in draft.messages)
+        if self.history is not None:
+            self.history += (row for row in draft.messages if row.history)
+            self.visited += (row.node for row in draft.steps)
         self._arrivals.update(row.activation for row in draft.arrivals)
         for seq in draft.ended:
             del self._arrivals[seq]  # a Counter does not mind where there is none
@@ -266,7 +351,7 @@ class Plan:
             marks=self._marks,
             counts=Counts(
                 messages=self._messages,
-                frontier=len(self.activations) + len(self.stuck) + len(self.undecided) + len(self.joins.rounds),
+                frontier=self.size,
                 arrivals=self._arrivals.total(),
                 variables=len(self.versions),
             ),
@@ -279,113 +364,18 @@ class Plan:
             variables=tuple(draft.variables),
             steps=tuple(draft.steps),
             error=None if self.error is None or self.status != "failed" else encode_error(self.error),
+            generation=self.generation,
+            generation_step=self.generation_step,
+            elapsed=self.elapsed,
+            tokens_in=self.tokens[0],
+            tokens_out=self.tokens[1],
+            task=draft.task,
+            consumed=tuple(draft.consumed),
             size=draft.size,
         )
 
-    # -- planning ----------------------------------------------------------------------------------------------
-
-    def _deliver(
-        self,
-        delta: Draft,
-        source: str,
-        routes: Sequence[Route],
-        bodies: Sequence[Captured],
-        *,
-        path: tuple[int, ...],
-        depth: int,
-    ) -> None:
-        """Record what `source` sends, and plan what that causes."""
-        consumers = Counter(route.body for route in routes)
-        sent = [(delta.message(source, consumers[index], body), body) for index, body in enumerate(bodies)]
-        self._plan(delta, source, routes, sent, path=path, depth=depth)
-
-    def _plan(
-        self,
-        delta: Draft,
-        source: str,
-        routes: Sequence[Route],
-        sent: Sequence[tuple[int, Captured]],
-        *,
-        path: tuple[int, ...],
-        depth: int,
-    ) -> None:
-        for route in routes:
-            inner = path if route.index is None else (*path, route.index)
-            seq, carried = sent[route.body]
-            if route.node == END or self.graph.nodes[route.node].join == "all":
-                self._arrive(delta, route.node, route.id, seq, source, carried, inner, depth)
-                continue
-            reads = carried if route.item is None else carried.item(route.item)
-            row = ActivationRow(delta.next_activation(), route.id, route.node, seq, route.item, inner, depth)
-            delta.activations.append(row)
-            self._add(Activation(row.seq, row.id, row.node, ((seq, source),), reads, inner, depth, 0, self.number + 1))
-
-    def _await(self, delta: Draft, source: str, joins: Iterable[str], cause: Activation) -> None:
-        """An empty fan-out arrives, with nothing, at the joins behind it."""
-        for join in joins:
-            self._arrive(delta, join, cause.id, None, source, NOTHING, cause.path, cause.depth + 1)
-
-    def _leave_undecided(self, delta: Draft, activation: Activation, captured: Captured, error: ConditionError) -> None:
-        """Keep a result in the frontier, under the id of what made it, until its edges can be decided."""
-        seq = delta.message(activation.node, NEVER_COUNTED, captured)
-        waiting = Activation(
-            seq=delta.next_activation(),
-            id=activation.id,
-            node=activation.node + AFTER,
-            sources=((seq, activation.node),),
-            input=captured,
-            path=activation.path,
-            depth=activation.depth,
-            attempts=0,
-            born=self.number + 1,
-        )
-        row = ActivationRow(waiting.seq, waiting.id, waiting.node, seq, None, waiting.path, waiting.depth)
-        delta.activations.append(row)
-        self.undecided[waiting.seq] = waiting
-        self.active[activation.node] += 1
-        self._blame(activation.node, error)
-
-    def _blame(self, node: str, error: Exception) -> None:
+    def _blame(self, node: str | None, error: Exception) -> None:
         self.error = self.error or ErrorInfo(type=type(error).__name__, message=str(error), node_id=node)
-
-    def _add(self, activation: Activation) -> None:
-        self.activations[activation.seq] = activation
-        self.active[activation.node] += 1
-        self.planned.append(activation)
-
-    def _arrive(
-        self,
-        delta: Draft,
-        node: str,
-        identity: bytes,
-        message: int | None,
-        source: str,
-        captured: Captured,
-        path: tuple[int, ...],
-        depth: int,
-    ) -> None:
-        """A message reaches a join: it is kept until the round fires."""
-        round_ = self.joins.rounds.get(node)
-        if round_ is None:
-            round_ = self.joins.open(node, delta.next_activation())
-            delta.activations.append(ActivationRow(round_.seq, b"", node, None, state="buffered"))
-        row = ArrivalRow(delta.next_arrival(), round_.seq, message, identity, path, depth)
-        delta.arrivals.append(row)
-        round_.arrivals.append(Arrival(row.seq, message, source, captured, identity, path, depth))
-
-    def _settle(self, delta: Draft) -> None:
-        """Fire every join that nothing live can still reach."""
-        for node in self.joins.ready(self.active, anything_runs=bool(self.activations or self.stuck or self.undecided)):
-            round_ = self.joins.rounds.pop(node)
-            arrivals = self.joins.ordered(round_)
-            fired = Fired(
-                round_.seq,
-                self.joins.round_id(self.trace_id, self.generation, round_),
-                1 + max(a.depth for a in arrivals),
-            )
-            delta.fired.append(fired)
-            sources, reads = joined(arrivals)
-            self._add(Activation(round_.seq, fired.id, node, sources, reads, (), fired.depth, 0, self.number + 1))
 
     # -- variables ---------------------------------------------------------------------------------------------
 
@@ -395,19 +385,23 @@ class Plan:
             return self.versions
         versions = dict(self.versions)
         for ordinal, (key, body) in enumerate(sets):
-            if self.graph.variables.get(key) != "append":
-                delta.set(versions, key, body)
-                continue
-            if key not in versions:
-                delta.set(versions, key, b"[]")
-            if not versions[key].body.startswith(b"["):
-                raise NodeError(
-                    activation.node, f"variable {key!r} has the reducer append, but its value is not a list"
+            try:
+                full, item = reduced(key, self.graph.variables.get(key, "last"), versions.get(key), body)
+            except ValueMismatch as error:
+                raise NodeError(activation.node, str(error)) from error
+            if full is not None:
+                delta.set(versions, key, full)
+            if item is not None:
+                place = self.graph.place[activation.node]
+                delta.append(
+                    versions, key, item, (activation.depth, activation.path, place, activation.id.hex(), ordinal)
                 )
-            delta.append(
-                versions,
-                key,
-                body,
-                (activation.depth, activation.path, self.graph.place[activation.node], activation.id.hex(), ordinal),
-            )
         return versions
+
+
+def _told(given: Captured, error: ErrorInfo) -> Captured:
+    """What the node that handles a failure gets: what the failed one was given, and the error."""
+    try:
+        return Captured(encode_payload(attrs.evolve(given.payload, error=error)))
+    except ValueNotStorable:  # together they are too large
+        return Captured(encode_payload(MessagePayload(error=error)))

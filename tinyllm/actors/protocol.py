@@ -6,9 +6,9 @@ import anyio
 import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
-from tinyllm.graph.messages import ErrorInfo
-from tinyllm.nodes.call import Call, Output
-from tinyllm.storage.contract import Delta, Outcome, Write
+from tinyllm.graph.questions import Asked
+from tinyllm.nodes.call import Call, Failure, Output
+from tinyllm.storage.contract import Command, Delta, Outcome, Write
 
 
 class Answer:
@@ -55,8 +55,26 @@ class Finished:
 @attrs.frozen(eq=False)
 class Failed:
     seq: int
-    error: ErrorInfo
+    failure: Failure
     exception: BaseException | None
+    duration_ms: float = 0.0
+
+
+@attrs.frozen
+class Paused:
+    """The node asked something that nobody has answered yet."""
+
+    seq: int
+    asked: Asked
+
+
+@attrs.frozen(eq=False)
+class Progressed:
+    """A node that still runs saved how far it is, and waits until that is durable."""
+
+    seq: int
+    body: bytes
+    answer: Answer
 
 
 @attrs.frozen
@@ -85,7 +103,14 @@ class Stop:
     """Start nothing more; end when what runs has ended."""
 
 
-RunMessage = Started | Finished | Failed | Cancelled | Durable | Refused | Stop
+@attrs.frozen
+class Told:
+    """What others left for the trace, the oldest first. The same may be told again until it is consumed."""
+
+    commands: tuple[Command, ...]
+
+
+RunMessage = Started | Finished | Failed | Paused | Progressed | Cancelled | Durable | Refused | Told | Stop
 RunAddress = MemoryObjectSendStream[RunMessage]
 
 
@@ -170,3 +195,27 @@ class PruneDue:
 
 
 WriteMessage = Put | Ask | PruneDue
+
+
+# -- to the CommandReader --------------------------------------------------------------------------------------
+
+
+@attrs.frozen(eq=False)
+class Watch:
+    """Tell the run at `reply` of commands that are left for `trace`."""
+
+    trace: int
+    reply: RunAddress
+
+
+@attrs.frozen
+class Unwatch:
+    trace: int
+
+
+@attrs.frozen
+class Look:
+    """Something was left just now: look at once."""
+
+
+ReadMessage = Watch | Unwatch | Look

@@ -62,6 +62,10 @@ class Router:
         """Where the task arrives."""
         return [Route(node, self._id(b"", f"entry:{node}", 0)) for node in self._graph.entry_points]
 
+    def on_error(self, node: str, cause: bytes) -> Route:
+        """Where the failure of activation `cause` goes."""
+        return Route(node, self._id(cause, f"error:{node}", 0))
+
     def routes(
         self, node_id: str, cause: bytes, output: Output, captured: Captured, names: Names
     ) -> tuple[list[Route], frozenset[str]]:

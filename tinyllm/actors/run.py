@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import assert_never
 
@@ -12,9 +13,12 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from tinyllm.actors import events
+from tinyllm.actors.activation import Activation
+from tinyllm.actors.alarms import Alarm, Alarms
 from tinyllm.actors.dispatch import CREDIT, Dispatch, Durability, concurrency
+from tinyllm.actors.ledger import Ledger
 from tinyllm.actors.mailbox import post, reply, take
-from tinyllm.actors.plan import Activation, Plan
+from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import (
     Answer,
     Cancelled,
@@ -25,6 +29,8 @@ from tinyllm.actors.protocol import (
     Finished,
     NodeMessage,
     Open,
+    Paused,
+    Progressed,
     Refused,
     RunMessage,
     RunNode,
@@ -32,11 +38,11 @@ from tinyllm.actors.protocol import (
     Started,
     Stepped,
     Stop,
+    Told,
 )
-from tinyllm.errors import NodeError, OwnershipLost, StorageFailed
-from tinyllm.graph.variables import Version
-from tinyllm.nodes.call import Call, error_info
-from tinyllm.storage.contract import TERMINAL, Delta, HighWater, Release
+from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
+from tinyllm.nodes.call import Call, failure
+from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release, Status
 
 logger = logging.getLogger(__name__)
 
@@ -54,10 +60,11 @@ LEASE_POLL_SECONDS = 1.0
 
 
 class Run:
-    """Executes `plan` until its trace has ended, failed, been stopped, or been lost to another owner.
+    """Executes `plan` until its trace has ended, failed, paused, been stopped, or been lost to another owner.
 
-    `journal` is the scheduler's mailbox, None where nothing is recorded. `may_start` says whether our lease is long
-    enough to start something: it reads a clock, so it is asked and not told.
+    `journal` is the scheduler's mailbox, None where nothing is recorded. `opening` are the deltas that `plan` has made
+    since it was restored. `may_start` says whether our lease is long enough to start something: it reads a clock, so
+    it is asked and not told.
     """
 
     def __init__(
@@ -67,8 +74,10 @@ class Run:
         *,
         journal: MemoryObjectSendStream[ScheduleMessage] | None,
         rev: int = 0,
+        opening: Sequence[Delta] = (),
         durability: Durability,
         merges: bool,
+        fail_fast: bool = False,
         stopped: bool = False,
         may_start: Callable[[], bool],
         high_water: HighWater | None,
@@ -78,30 +87,38 @@ class Run:
         self._nodes = nodes
         self._journal = journal
         self._rev = rev
+        self._opening = opening
+        self._fail_fast = fail_fast
+        self._exits = durability == "exit"
         self._may_start = may_start
         self._high_water = high_water
         self._emit = emit
         self._dispatch = Dispatch(plan.graph, durability, merges=merges, recorded=journal is not None)
         self._dispatch.stopped = stopped
-        # All that can be under way at once: a start and an end for each activation that may run, an acknowledgement for
-        # each delta that may be open, and a few for what is written unasked. So nobody who answers waits.
+        # All that can be under way at once: a start, saved progress and an end for each activation that may run, an
+        # acknowledgement for each delta that may be open, and a few for what is written unasked. So nobody who answers
+        # waits. (Commands are told only while the few have room.)
         running = sum(concurrency(plan.graph, node) for node in plan.graph.nodes.values())
-        self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](2 * running + CREDIT + 8)
-        self._held: deque[Finished] = deque()
-        """Results that wait for credit."""
-        self._drain_until: float | None = None
-        """When the nodes that still run after a failure are cancelled."""
-        self._look_again: float | None = None
-        """When to see whether the lease was renewed."""
+        self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](3 * running + CREDIT + 16)
+        self._held: deque[Finished | Progressed] = deque()
+        """What waits for credit."""
+        self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
+        self._asked: deque[tuple[int, events.NodePaused]] = deque()
+        """Questions that are not told yet, with their deltas: nobody can answer what the store does not know."""
         self._refusal: Exception | None = None
         self._failing = False
-        self._durable_versions: Mapping[str, Version] = plan.versions
-        """The variables as of the newest durable delta: what nodes with effects see."""
-        self._versions: deque[tuple[int, Mapping[str, Version]]] = deque()
-        """Those of the deltas after it."""
+        self._told: set[int] = set()
+        """The commands that were told: each is told again until it is consumed."""
+        self._ending: Status | None = None
+        """What the trace becomes when nothing runs any more, as the commands `_obeyed` want it."""
+        self._obeyed: list[int] = []
+        self._ledger = Ledger(plan.versions, plan.step)
         self.failure: BaseException | None = None
         """The exception of the node that failed, where it was raised in this process."""
-        self.durable_step = plan.step
+
+    @property
+    def durable_step(self) -> int:
+        return self._ledger.durable_step
 
     async def run(self) -> None:
         """Execute to the end.
@@ -111,15 +128,21 @@ class Run:
         """
         plan, dispatch = self._plan, self._dispatch
         with self.address, self._inbox:
+            self._alarms.begin(anyio.current_time())
             if self._journal is not None:
                 await post(self._journal, Open(plan.trace_id, plan.key, self._rev, self.address))
             try:
-                if woken := plan.wake():
+                self._dispatch_planned()
+                for delta in self._opening:
+                    await self._hand(delta, forced=True)
+                if plan.status == "running" and (woken := plan.wake()):
                     await self._hand(woken, forced=True)
-                    self._stop_if_failed()
+                if (alarm := self._alarms.next()) is not None and alarm[0] <= anyio.current_time():
+                    await self._ring(alarm[1])
+                self._stop_if_failed()
                 while True:
-                    if plan.error is not None and not dispatch.running and plan.status == "running":
-                        await self._hand(plan.give_up(), forced=True)
+                    if not dispatch.running and plan.status == "running":
+                        await self._close_if_over()
                     await self._start()
                     if self._over():
                         break
@@ -141,33 +164,63 @@ class Run:
         dispatch = self._dispatch
         if self._refusal is not None:
             return not dispatch.running
-        if self._plan.status in TERMINAL:
+        if self._plan.status in UNOWNED:
             return dispatch.settled
         return dispatch.stopped and not dispatch.running and not self._held
 
+    async def _close_if_over(self) -> None:
+        """Nothing runs: if nothing more may start, the trace is what that makes of it. A failure is not forgotten for a
+        pause, but a cancelled trace is cancelled whatever happened."""
+        ending = self._ending
+        if self._plan.error is not None and ending != "cancelled":
+            ending = "failed"
+        if ending is not None:
+            await self._hand(self._plan.close(ending, self._obeyed), forced=True)
+
     async def _receive(self) -> None:
-        """Handle what has come, or what is due when the deadline passes first."""
-        messages = await take(self._inbox, self._look_again if self._drain_until is None else self._drain_until)
+        """Handle what has come, or what is due when its time passes first."""
+        self._alarms.retry_at = self._dispatch.next_due
+        due, alarm = self._alarms.next() or (None, None)
+        messages = await take(self._inbox, due)
+        self._plan.elapsed = self._alarms.elapsed(anyio.current_time())
         for message in messages:
             await self._handle(message)
             if isinstance(message, Finished) and message.duration_ms > BLOCKED_MS and Started(message.seq) in messages:
                 self._dispatch.loop_was_blocked()  # it began and ended, and we had no turn in between
-        if not messages:
-            if self._drain_until is not None:
+        if not messages and alarm is not None:
+            await self._ring(alarm)
+
+    async def _ring(self, alarm: Alarm) -> None:
+        match alarm:
+            case "drain":
+                self._alarms.drain_at = None
                 await self._cancel_running()
-            self._drain_until = self._look_again = None
+            case "look":
+                self._alarms.look_at = None
+            case "retry":
+                self._dispatch.release_next_due()
+            case "limit":
+                self._alarms.limited = False
+                if self._plan.status == "running":
+                    self._plan.run_out(LimitReached("timeout", self._plan.graph.limits.timeout or 0))
+                    self._stop_if_failed()
+                    await self._cancel_running()
+            case _:
+                assert_never(alarm)
 
     async def _handle(self, message: RunMessage) -> None:
         match message:
             case Started():
                 self._dispatch.started(message.seq)
-            case Finished():
+            case Finished() | Progressed():
                 if self._refusal is None and not self._dispatch.has_credit:
                     self._held.append(message)
                 else:
-                    await self._finished(message)
+                    await self._take_in(message)
             case Failed():
                 await self._failed(message)
+            case Paused():
+                await self._paused(message)
             case Cancelled():
                 self._dispatch.ended(message.seq)
                 self._dispatch.stopped = True  # if it was not our wish, those who run the nodes are closing down
@@ -177,24 +230,34 @@ class Run:
                 self._acknowledge(message.number, message.step)
                 self._emit(events.Committed(self._plan.trace_id, message.step, message.rev))
                 while self._held and self._dispatch.has_credit:
-                    await self._finished(self._held.popleft())
+                    await self._take_in(self._held.popleft())
             case Refused():
                 if self._refusal is not None:
                     return  # what was under way behind a refused delta is refused for leaving a gap
                 self._refusal = message.error
                 while self._held:
-                    self._dispatch.ended(self._held.popleft().seq)
+                    await self._take_in(self._held.popleft())
+                self._ledger.refuse(message.error)
                 self._dispatch.stopped = True
                 if isinstance(message.error, OwnershipLost):
                     await self._cancel_running()  # the other owner runs the same nodes already
                 else:
-                    self._drain_until = anyio.current_time() + DRAIN_SECONDS
+                    self._alarms.drain_at = anyio.current_time() + DRAIN_SECONDS
+            case Told():
+                if self._refusal is None and self._plan.status == "running":
+                    await self._obey(message.commands)
             case Stop():
                 self._dispatch.stopped = True
             case _:
                 assert_never(message)
 
     # -- what happened -----------------------------------------------------------------------------------------
+
+    async def _take_in(self, message: Finished | Progressed) -> None:
+        if isinstance(message, Finished):
+            await self._finished(message)
+        else:
+            await self._progressed(message)
 
     async def _finished(self, message: Finished) -> None:
         plan = self._plan
@@ -206,49 +269,123 @@ class Run:
         except NodeError as error:
             node = self._dispatch.running[message.seq].node
             function = plan.graph.function(plan.graph.nodes[node])
-            await self._failed(Failed(message.seq, error_info(node, error, function), error))
+            await self._failed(Failed(message.seq, failure(node, error, function), error))
             return
         activation = self._dispatch.ended(message.seq)
         await self._hand(delta, forced=plan.status != "running")
         self._emit(events.NodeFinished(plan.trace_id, activation.node, plan.step, message.duration_ms))
+        if plan.amplified:
+            self._tell_amplified()
         self._stop_if_failed()
 
     async def _failed(self, message: Failed) -> None:
-        activation = self._dispatch.ended(message.seq)
+        plan = self._plan
+        node = self._dispatch.ended(message.seq).node
         if self._refusal is not None:
             return
-        if self._plan.error is None:
+        fails_already, now = plan.error is not None, time.time()
+        delta = plan.fail(message.seq, message.failure, at=now, duration_ms=message.duration_ms)
+        if (again := plan.activations.get(message.seq)) is not None:
+            wait = max(0.0, (again.due or now) - now)
+            self._emit(events.NodeRetried(plan.trace_id, node, message.failure.error, again.attempts, wait))
+        else:
+            handled = message.seq not in plan.stuck
+            self._emit(events.NodeFailed(plan.trace_id, node, message.failure.error, handled))
+        if plan.error is not None and not fails_already:
             self.failure = message.exception
-        self._emit(events.NodeFailed(self._plan.trace_id, activation.node, message.error))
-        await self._hand(self._plan.fail(message.seq, message.error), forced=True)
+        await self._hand(delta, forced=again is None or not self._exits)
         self._stop_if_failed()
+
+    async def _paused(self, message: Paused) -> None:
+        node = self._dispatch.ended(message.seq).node
+        if self._refusal is not None:
+            return
+        delta = self._plan.park(message.seq, message.asked)
+        if (question := self._plan.parked[message.seq].question(self._plan.trace_id)) is not None:
+            self._asked.append((delta.number, events.NodePaused(self._plan.trace_id, node, question)))
+        await self._hand(delta, forced=True)
+
+    async def _progressed(self, message: Progressed) -> None:
+        if self._refusal is not None:
+            message.answer.settle(self._refusal)
+            return
+        if message.seq not in self._plan.activations:  # it was cancelled while this waited for credit
+            message.answer.settle(NodeError("", "the activation has ended; nothing was saved"))
+            return
+        delta = self._plan.save_progress(message.seq, message.body)
+        # It waits for the commit, but not where that comes only at the end.
+        await self._hand(delta, forced=not self._exits)
+        if self._exits:
+            message.answer.settle(Done())
+        else:
+            self._ledger.wait(delta.number, message.answer)
+
+    async def _obey(self, commands: Sequence[Command]) -> None:
+        """Do what others left for this trace; the delta that shows it consumes the commands."""
+        fresh = [command for command in commands if command.id not in self._told]
+        self._told.update(command.id for command in fresh)
+        if answers := [command for command in fresh if command.kind == "answer"]:
+            delta = self._plan.heed(answers)
+            for change in delta.changed:
+                answered = self._plan.activations[change.activation]
+                self._emit(events.NodeAnswered(self._plan.trace_id, answered.node, answered.asked[-1].name))
+            await self._hand(delta, forced=True)
+        for command in fresh:
+            if command.kind == "answer":
+                continue
+            self._obeyed.append(command.id)
+            self._dispatch.stopped = True
+            if command.kind == "cancel":
+                self._ending = "cancelled"
+                await self._cancel_running()
+            else:
+                self._ending = self._ending or "paused"
 
     def _stop_if_failed(self) -> None:
         """After a failure nothing starts; what runs may end."""
         if self._plan.error is not None and not self._failing:
             self._failing = self._dispatch.stopped = True
-            self._drain_until = anyio.current_time() + DRAIN_SECONDS
+            self._alarms.limited = False
+            self._alarms.drain_at = anyio.current_time() + (0.0 if self._fail_fast else DRAIN_SECONDS)
 
     async def _hand(self, delta: Delta, *, forced: bool) -> None:
         """Hand a delta over. From here on it cannot change."""
-        planned = self._plan.take_planned()
-        self._dispatch.add(planned)
+        planned = self._dispatch_planned()
+        if delta.status in UNOWNED:  # whatever was planned before that stays in the frontier
+            self._dispatch.stopped = True
         forced = forced or self._dispatch.needs_durable(planned)
         self._dispatch.hand(delta.number, forced=forced)
         if delta.variables:
-            self._versions.append((delta.number, self._plan.versions))
+            self._ledger.change(delta.number, self._plan.versions)
         if self._journal is None:
             self._acknowledge(delta.number, delta.step)
         else:
             await post(self._journal, Stepped(self._plan.trace_id, delta, forced))
         self._tell_planned(planned)
 
+    def _dispatch_planned(self) -> list[Activation]:
+        planned = self._plan.take_planned()
+        self._dispatch.add(planned, utc=time.time(), now=anyio.current_time())
+        return planned
+
     def _acknowledge(self, number: int, step: int) -> None:
         """All up to delta `number` is as durable as it will be."""
         self._dispatch.acknowledge(number)
-        self.durable_step = step
-        while self._versions and self._versions[0][0] <= number:
-            _, self._durable_versions = self._versions.popleft()
+        self._ledger.acknowledge(number, step)
+        while self._asked and self._asked[0][0] <= number:
+            self._emit(self._asked.popleft()[1])
+
+    def _tell_amplified(self) -> None:
+        for key, written, size in self._plan.amplified:
+            logger.warning(
+                "trace %s: variable %r was written with %s bytes so far for a value of %s; give it a reducer (append, "
+                "merge), split it, or keep it in a file and record the path",
+                self._plan.trace_id,
+                key,
+                f"{written:,}",
+                f"{size:,}",
+            )
+        self._plan.amplified.clear()
 
     def _tell_planned(self, planned: list[Activation]) -> None:
         for node, count in Counter(activation.node for activation in planned).items():
@@ -258,7 +395,6 @@ class Run:
 
     async def _start(self) -> None:
         plan, dispatch = self._plan, self._dispatch
-        dispatch.add(plan.take_planned())
         held_back = False
 
         def may_start() -> bool:
@@ -276,7 +412,9 @@ class Run:
                 activation.input,
                 activation.sources,
                 # An outside effect must not rest on a variable that a crash could undo.
-                self._durable_versions if dispatch.rests_on_durable(activation.node) else plan.versions,
+                self._ledger.durable_versions if dispatch.rests_on_durable(activation.node) else plan.versions,
+                activation.progress,
+                activation.asked,
             )
             try:
                 await post(node, RunNode(activation.seq, call, self.address))
@@ -285,8 +423,8 @@ class Run:
                 dispatch.stopped = True
                 break
             self._emit(events.NodeStarted(plan.trace_id, activation.node))
-        if held_back and self._look_again is None:
-            self._look_again = anyio.current_time() + LEASE_POLL_SECONDS
+        if held_back and self._alarms.look_at is None:
+            self._alarms.look_at = anyio.current_time() + LEASE_POLL_SECONDS
         if self._high_water is not None and self._refusal is None:
             self._high_water.note(plan.step, len(dispatch.running))
 
@@ -321,7 +459,7 @@ class Run:
     async def _let_go(self, journal: MemoryObjectSendStream[ScheduleMessage]) -> None:
         """Hear what became of all that was handed over, and own the trace no longer."""
         plan = self._plan
-        if (plan.status in TERMINAL and self._dispatch.settled) or self._refusal is not None:
+        if (plan.status in UNOWNED and self._dispatch.settled) or self._refusal is not None:
             await post(journal, Close(plan.trace_id))
             return
         answer = Answer()

@@ -6,7 +6,7 @@ import attrs
 
 from tinyllm.actors.dispatch import Durability
 from tinyllm.actors.merge import merge
-from tinyllm.storage.contract import TERMINAL, Delta
+from tinyllm.storage.contract import UNOWNED, Delta
 
 MERGED_BYTES = 1 << 20
 """A merged delta of more than this is written, whatever the interval: memory must not grow with the interval."""
@@ -77,7 +77,7 @@ class TraceSchedule:
         self._rev += 1
         self._extra += 1
         delta, self._pending, self._written_at = attrs.evolve(self._pending, rev=self._rev), None, now
-        over = self._extra > 0 and delta.status in TERMINAL
+        over = self._extra > 0 and delta.status in UNOWNED
         if over or self._extra >= PRUNE_SLACK:
             self._extra = 0
             return [WriteNow(delta), PruneNow()]

@@ -55,7 +55,8 @@ def drive(
     async def go() -> tuple[TaskResponse, bool]:
         async with opened_storage(storage, must_exist=must_exist) as store:
             job = await prepare(store)
-            view = choose_view(Progress(job.graph.nodes, job.earlier), job.origin)
+            handlers = {node.id: node.on_error for node in job.graph.nodes.values() if node.on_error is not None}
+            view = choose_view(Progress(job.graph.nodes, job.earlier), job.origin, handlers)
             watch = crash_after(kill_after, view) if kill_after is not None else view.event
             with closing(view):
                 async with Executor(job.graph, config, store, on_event=watch) as executor:

@@ -16,6 +16,7 @@ from tinyllm.cli.options import (
     AGAIN,
     GRAPH,
     accept_option,
+    answer_option,
     at_option,
     command_line,
     durability_option,
@@ -28,8 +29,11 @@ from tinyllm.cli.options import (
     storage_option,
     task_option,
     together,
+    trace_argument,
 )
-from tinyllm.cli.report import DONE, FAILED, INTERRUPTED
+from tinyllm.cli.questions import question_lines
+from tinyllm.cli.report import DONE, FAILED, INTERRUPTED, PAUSED
+from tinyllm.cli.text import printable
 
 if TYPE_CHECKING:
     from tinyllm.cli.drive import Job
@@ -71,35 +75,42 @@ def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, 
 
 
 @click.command()
-@click.argument("trace", metavar="TRACE")
+@trace_argument
+@answer_option
 @graph_option
 @accept_option
 @common_options
-def resume(trace: str, graph: str | None, accept_graph_change: bool, **common: Any) -> None:
-    """Go on with a trace that was interrupted or has failed.
+def resume(
+    trace: str, answers: list[tuple[str | None, Any]], graph: str | None, accept_graph_change: bool, **common: Any
+) -> None:
+    """Go on with a trace that was interrupted, paused or failed.
 
     TRACE is an id, the beginning of one, or @last. What is recorded is not run again; of a completed trace the result
     is printed.
     """
     from tinyllm.cli.drive import Job
+    from tinyllm.core.outside import find_question
     from tinyllm.core.store import find_trace
 
     async def prepare(storage: CheckpointStorage) -> Job:
         record = await find_trace(storage, trace)
         loaded = graph_of(record, graph)
         earlier = await earlier_steps(storage, record.trace_id)
+        named = {name or (await find_question(storage, record.trace_id)).id: value for name, value in answers}
         return Job(
             loaded,
             record.trace_id,
             earlier,
-            lambda executor: executor.resume_from_checkpoint(record.trace_id, accept_graph_change=accept_graph_change),
+            lambda executor: executor.resume_from_checkpoint(
+                record.trace_id, answers=named, accept_graph_change=accept_graph_change
+            ),
         )
 
     execute(prepare, must_exist=True, **common)
 
 
 @click.command()
-@click.argument("trace", metavar="TRACE")
+@trace_argument
 @at_option
 @set_option
 @id_option
@@ -202,8 +213,9 @@ def execute(
         if as_json and error.response is not None:
             print_json(error.response)
         raise
-    if not executed and response.success:
-        click.echo(f"{response.trace_id}: completed before; this is its recorded result", err=True)
+    if not executed:
+        what = "this is its recorded result" if response.success else "nothing was run"
+        click.echo(f"{response.trace_id}: {response.status} before; {what}", err=True)
     if as_json:
         print_json(response)
     elif response.success and response.value is None:
@@ -219,9 +231,16 @@ def _conclude(response: TaskResponse) -> int:
     match response.status:
         case "completed":
             return DONE
-        case "interrupted":
+        case "paused" if response.questions:
+            click.echo(printable("\n".join(question_lines(response.questions))), err=True)
+            return PAUSED
+        case "cancelled":
+            kept = command_line("checkpoints", response.trace_id)
+            click.echo(f"it is not resumed any more; a fork can start from what is kept:\n  {kept}", err=True)
+            return FAILED
+        case "paused" | "interrupted":
             click.echo(f"continue with:\n  {again}", err=True)
-            return INTERRUPTED
+            return PAUSED if response.status == "paused" else INTERRUPTED
         case _:
             return FAILED
 

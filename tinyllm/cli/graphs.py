@@ -34,12 +34,14 @@ def load(file: str) -> Graph:
 @log_level_option
 @click.pass_context
 def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> None:
-    """Check graph files and list every fault with its line. Exit code 2 if there is any."""
+    """Check graph files and list every fault with its line. Exit code 2 if there is any; warnings do not count."""
     import attrs
 
     from tinyllm.errors import Fault, InvalidGraph
+    from tinyllm.graph.writers import concurrent_writers
 
     faults: list[Fault] = []
+    warnings: list[Fault] = []
     for file in files:
         try:
             graph = load(file)
@@ -51,6 +53,12 @@ def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> N
             if not as_json:
                 size = f"{plural(len(graph.nodes), 'node')}, {plural(len(graph.edges), 'edge')}"
                 click.echo(f"{file}: graph {graph.id!r} is valid: {size}")
+            warnings += [finding.fault(file) for finding in concurrent_writers(graph)]
     if as_json:
-        click.echo(json.dumps([attrs.asdict(fault) for fault in faults], indent=2))
+        said = [{"severity": "error", **attrs.asdict(fault)} for fault in faults]
+        said += [{"severity": "warning", **attrs.asdict(warning)} for warning in warnings]
+        click.echo(json.dumps(said, indent=2))
+    else:
+        for warning in warnings:
+            click.echo(f"warning: {warning}", err=True)
     context.exit(USAGE if faults else 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,14 +12,14 @@ import click
 
 from tinyllm.cli.objects import checkpoint_object, trace_object
 from tinyllm.cli.options import command_line, json_option, log_level_option, storage_option
-from tinyllm.cli.text import ago, local_time, printable, table, width
+from tinyllm.cli.text import ago, local_time, plural, printable, table, width
 
 if TYPE_CHECKING:
     from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, TraceRecord
 
 T = TypeVar("T")
 
-STATUSES = ["running", "interrupted", "failed", "completed"]
+STATUSES = ["queued", "running", "paused", "interrupted", "completed", "failed", "cancelled", "quarantined"]
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most, the newest first."
@@ -38,7 +39,7 @@ def traces(graph_id: str | None, status: Any, limit: int, storage: str | None, a
     async def read(store: CheckpointStorage) -> tuple[list[TraceRecord], str]:
         return await store.traces(graph_id=graph_id, status=status, limit=limit), store.name
 
-    records, store_name = look(storage, read)
+    records, store_name = in_store(storage, read)
     if as_json:
         click.echo(json.dumps([trace_object(record) for record in records], indent=2))
         return
@@ -80,30 +81,42 @@ def checkpoints(
     async def read(store: CheckpointStorage) -> tuple[list[CheckpointRecord], str]:
         from tinyllm.core.store import find_trace
 
-        if wanted is None:
-            among = [record.trace_id for record in await store.traces(graph_id=graph_id, limit=limit)]
-        else:
-            record = await find_trace(store, wanted)
-            among = [record.trace_id] if graph_id in (None, record.graph_id) else []
-        found: list[CheckpointRecord] = []
-        for name in among:
-            found += await store.checkpoints(name, limit=limit - len(found))
-            if len(found) == limit:
-                break
-        return found, store.name
+        filters = {} if graph_id is None else {"graph_id": graph_id}
+        if wanted is not None:
+            filters["trace_id"] = (await find_trace(store, wanted)).trace_id
+        return await store.list(limit, filters=filters), store.name
 
-    records, store_name = look(storage, read)
+    records, store_name = in_store(storage, read)
     if as_json:
         click.echo(json.dumps([checkpoint_object(record) for record in records], indent=2))
         return
     if not records:
         click.echo(f"no such checkpoints in {store_name}", err=True)
         return
-    rows = [(f"{r.step:,}", f"{r.rev:,}", r.node_id or "-", r.status, local_time(r.created_at), r.id) for r in records]
-    heads = ("step", "rev", "node", "status", "created", "id")
+    heads = ["step", "rev", "node", "status", "created", "id"]
+    rows = [
+        [f"{r.step:,}", f"{r.rev:,}", r.node_id or "-", r.status, local_time(r.created_at.timestamp()), r.id]
+        for r in records
+    ]
+    if any(record.label is not None for record in records):
+        heads.append("label")
+        rows = [[*row, record.label or ""] for row, record in zip(rows, records, strict=True)]
     click.echo("\n".join(table(heads, rows, right=("step", "rev"), shrink="node", columns=width())))
     if len(records) == limit:
         click.echo(f"the newest {limit:,}; --limit shows more", err=True)
+    if gone := _pruned(records):
+        of = next(iter(gone)) if len(gone) == 1 else plural(len(gone), "trace")
+        click.echo(f"{plural(gone.total(), 'older checkpoint')} of {of} were pruned", err=True)
+
+
+def _pruned(records: list[CheckpointRecord]) -> Counter[str]:
+    """By trace, how many checkpoints are not there any more between those that are listed: every rev had one."""
+    gone: Counter[str] = Counter()
+    newer: dict[str, int] = {}
+    for record in records:
+        gone[record.trace_id] += newer.get(record.trace_id, record.rev + 1) - record.rev - 1
+        newer[record.trace_id] = record.rev
+    return +gone
 
 
 @click.command()
@@ -119,21 +132,21 @@ def show(trace: str, step: int | None, storage: str | None, as_json: bool) -> No
     """
     from tinyllm.cli.portrait import as_lines, as_object, read_portrait
 
-    portrait = look(storage, lambda store: read_portrait(store, trace, step))
+    portrait = in_store(storage, lambda store: read_portrait(store, trace, step))
     if as_json:
         click.echo(json.dumps(as_object(portrait), ensure_ascii=False, indent=2))
     else:
         click.echo(printable("\n".join(as_lines(portrait, time.time(), width() or 100, command_line))))
 
 
-def look(storage: str | None, read: Callable[[CheckpointStorage], Awaitable[T]]) -> T:
-    """What `read` finds in the store; nothing is made where there is none."""
+def in_store(storage: str | None, act: Callable[[CheckpointStorage], Awaitable[T]]) -> T:
+    """What `act` finds or does in the store; nothing is made where there is none."""
     import anyio
 
     from tinyllm.core.store import opened_storage
 
     async def go() -> T:
         async with opened_storage(storage, must_exist=True) as store:
-            return await read(store)
+            return await act(store)
 
     return anyio.run(go)

@@ -12,15 +12,16 @@ from tinyllm import __version__
 from tinyllm.cli.execute import fork, resume, run
 from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
+from tinyllm.cli.outside import answer, cancel, delete, pause, tag
 from tinyllm.cli.report import INTERRUPTED, report
 
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    failed: a node failed for good, or the store did
+  1    failed: a node failed for good, the store did, or the trace was cancelled
   2    usage: an argument, a setting or a graph file is wrong, or does not fit the trace
-  3    reserved: paused
-  4    not found: no such trace, checkpoint or store
+  3    paused: it waits for an answer, or for `tinyllm resume`
+  4    not found: no such trace, checkpoint, question or store
   130  interrupted (Ctrl-C or SIGTERM); `tinyllm resume` goes on
 """
 
@@ -59,7 +60,7 @@ def graph() -> None:
 
 
 graph.add_command(validate)
-for command in (run, resume, traces, show, checkpoints, fork):
+for command in (run, resume, traces, show, checkpoints, fork, answer, pause, cancel, tag, delete):
     cli.add_command(command)
     graph.add_command(command)
 

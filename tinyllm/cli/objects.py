@@ -9,6 +9,7 @@ from tinyllm.cli.text import utc
 
 if TYPE_CHECKING:
     from tinyllm.graph.messages import TaskResponse
+    from tinyllm.graph.questions import Question
     from tinyllm.storage.contract import CheckpointRecord, TraceRecord
 
 
@@ -34,10 +35,34 @@ def trace_object(record: TraceRecord) -> dict[str, Any]:
 
 
 def checkpoint_object(record: CheckpointRecord) -> dict[str, Any]:
-    """A checkpoint by its record's field names."""
-    import attrs
+    """A checkpoint by its record's field names, without what it would have to read: no state, no messages."""
+    return {
+        "id": record.id,
+        "trace_id": record.trace_id,
+        "graph_id": record.graph_id,
+        "rev": record.rev,
+        "step": record.step,
+        "node_id": record.node_id,
+        "status": record.status,
+        "created_at": utc(record.created_at.timestamp()),
+        "label": record.label,
+        "message_count": record.message_count,
+        "frontier_count": record.frontier_count,
+    }
 
-    return {**attrs.asdict(record), "created_at": utc(record.created_at)}
+
+def question_object(question: Question) -> dict[str, Any]:
+    """A question that waits for an answer; `id` and, where no other has the same, `name` are what an answer names."""
+    from tinyllm.graph.values import capture
+
+    return {
+        "id": question.id,
+        "node_id": question.node_id,
+        "activation_id": question.activation_id,
+        "name": question.name,
+        "prompt": question.prompt,
+        "schema": json.loads(capture(question.schema)),
+    }
 
 
 def response_object(response: TaskResponse) -> dict[str, Any]:
@@ -50,6 +75,6 @@ def response_object(response: TaskResponse) -> dict[str, Any]:
         **attrs.asdict(response, recurse=False),
         "value": json.loads(capture(response.value)),
         "error": attrs.asdict(response.error) if response.error is not None else None,
-        "questions": json.loads(capture(list(response.questions))),
+        "questions": [question_object(question) for question in response.questions],
         "success": response.success,
     }

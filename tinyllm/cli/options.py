@@ -16,6 +16,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 STORAGE = "tinyllm.storage"
 GRAPH = "tinyllm.graph"
+TRACE = "tinyllm.trace"
 DEBUG = "tinyllm.debug"
 AGAIN = "tinyllm.again"
 """Keys of click's `meta`, which all contexts of one call share: what a line to paste must repeat."""
@@ -69,6 +70,8 @@ log_level_option = click.option(
     help="What is logged to stderr. Default: WARNING.",
 )
 
+trace_argument = click.argument("trace", metavar="TRACE", callback=remember(TRACE))
+
 json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON on stdout, for programs.")
 
 graph_option = click.option(
@@ -91,6 +94,15 @@ set_option = click.option(
     multiple=True,
     callback=lambda _context, _parameter, value: parse_settings(value),
     help="Set a variable, for example --set limit=20 or --set 'lang=\"en\"'. May be repeated.",
+)
+
+answer_option = click.option(
+    "--answer",
+    "answers",
+    metavar="[NAME=]JSON",
+    multiple=True,
+    callback=lambda _context, _parameter, value: parse_answers(value),
+    help="Answer the open question of that name or id, or the only one. May be repeated.",
 )
 
 durability_option = click.option(
@@ -130,16 +142,53 @@ def parse_settings(texts: tuple[str, ...]) -> dict[str, Any]:
         name, equals, value = text.partition("=")
         if not equals or not name:
             raise click.BadParameter(f"{text!r} is not NAME=JSON; write for example --set limit=20")
-        try:
-            found[name] = json.loads(value, parse_constant=_refuse_constant)
-        except ValueError:
-            example = shlex.quote(f"{name}={json.dumps(value, ensure_ascii=False)}")
-            raise click.BadParameter(f"{value!r} is not JSON; for this text write --set {example}") from None
+        found[name] = parse_json(value, "--set", f"{name}=")
     return found
+
+
+def parse_json(text: str, option: str | None = None, name: str = "") -> Any:
+    """The JSON value that `text` is, which stood behind `name` after `option`.
+
+    :raises click.BadParameter: showing how the text itself is written for a shell.
+    """
+    try:
+        return json.loads(text, parse_constant=_refuse_constant)
+    except ValueError:
+        quoted = shlex.quote(f"{name}{json.dumps(text, ensure_ascii=False)}")
+        example = quoted if option is None else f"{option} {quoted}"
+        raise click.BadParameter(f"{text!r} is not JSON; for this text write {example}") from None
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def parse_answers(texts: tuple[str, ...]) -> list[tuple[str | None, Any]]:
+    """`name=json`, or `json` alone, as pairs.
+
+    A text cannot be both: a `=` in JSON is inside of a string, and what comes after it is then no JSON.
+
+    :raises click.BadParameter: as `parse_settings`, or a name comes twice.
+    """
+    found: list[tuple[str | None, Any]] = []
+    for text in texts:
+        name, value = _split_answer(text)
+        if name in (known for known, _ in found):
+            raise click.BadParameter(f"{'one question' if name is None else repr(name)} is answered twice")
+        found.append((name, value))
+    return found
+
+
+def _split_answer(text: str) -> tuple[str | None, Any]:
+    for at in (-1, *(at for at, char in enumerate(text) if char == "=" and at)):  # a name may have a `=` in it
+        try:
+            return text[:at] if at > 0 else None, json.loads(text[at + 1 :], parse_constant=_refuse_constant)
+        except ValueError:
+            continue
+    name, equals, value = text.partition("=")
+    if name and equals:
+        return name, parse_json(value, "--answer", f"{name}=")
+    return None, parse_json(text, "--answer")
 
 
 def parse_at(text: str) -> str | int:

@@ -4,20 +4,32 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from textwrap import indent
 from typing import Any
 
 import attrs
 
-from tinyllm.cli.objects import trace_object
+from tinyllm.cli.objects import question_object, trace_object
+from tinyllm.cli.questions import question_lines
 from tinyllm.cli.report import remedy, users_line
-from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table
+from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table, utc
+from tinyllm.core.outside import labels, open_questions
 from tinyllm.core.store import find_trace
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import decode_error, decode_payload
-from tinyllm.graph.values import capture, restore
-from tinyllm.storage.contract import CheckpointStorage, Snapshot, StepRow, TraceRecord, VariableRow
+from tinyllm.graph.questions import Question
+from tinyllm.graph.values import restore
+from tinyllm.graph.variables import Version
+from tinyllm.storage.contract import (
+    TERMINAL,
+    CheckpointRecord,
+    CheckpointStorage,
+    Snapshot,
+    StepRow,
+    TraceRecord,
+)
+from tinyllm.storage.owners import is_owned
 
 
 @attrs.frozen
@@ -39,10 +51,17 @@ class Portrait:
     nodes: Mapping[str, Work]
     variables: Mapping[str, bytes]
     error: ErrorInfo | None
+    labels: Sequence[CheckpointRecord]
+    """The checkpoints that have a name, the newest first."""
 
     @property
     def record(self) -> TraceRecord:
         return self.snapshot.record
+
+    @property
+    def questions(self) -> tuple[Question, ...]:
+        """Those that wait for an answer now."""
+        return open_questions(self.snapshot) if self.newest and self.record.status not in TERMINAL else ()
 
 
 async def read_portrait(storage: CheckpointStorage, reference: str, step: int | None) -> Portrait:
@@ -70,8 +89,9 @@ async def read_portrait(storage: CheckpointStorage, reference: str, step: int | 
         newest=snapshot.rev == snapshot.record.rev,
         task=first[0].body if first and first[0].node == "" else None,
         nodes=nodes,
-        variables={key: _variable(rows) for key, rows in sorted(snapshot.variables.items())},
+        variables={key: Version.stored(rows).captured for key, rows in sorted(snapshot.variables.items())},
         error=decode_error(snapshot.record.error) if snapshot.record.error is not None else None,
+        labels=await labels(storage, record.trace_id),
     )
 
 
@@ -83,14 +103,6 @@ async def _steps(storage: CheckpointStorage, trace_id: str, last: int) -> AsyncI
                 return
             yield row
         after = page[-1].step
-
-
-def _variable(rows: tuple[VariableRow, ...]) -> bytes:
-    """A variable's whole value: the full row and what was appended, in the order in which nodes see it."""
-    if len(rows) == 1:
-        return rows[0].body
-    appended = sorted(rows[1:], key=lambda row: restore(row.order or b"[]"))
-    return capture([*restore(rows[0].body), *(restore(row.body) for row in appended)])
 
 
 def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[..., str]) -> list[str]:
@@ -109,11 +121,26 @@ def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[...
         facts.append(("task", shorten(text, columns - 8) or "(none)"))
     if record.parent is not None:
         facts.append(("forked", f"from {record.parent} at step {record.parent_step}"))
-    lines = [f"{name:<6}  {text}" for name, text in facts]
+    if snapshot.generation > 1:
+        facts.append(("generation", f"{snapshot.generation}, since step {snapshot.generation_step:,}"))
+    if snapshot.elapsed:
+        facts.append(("time", f"{duration(snapshot.elapsed)} of execution"))
+    if snapshot.tokens_in or snapshot.tokens_out:
+        facts.append(("tokens", f"{snapshot.tokens_in:,} in, {snapshot.tokens_out:,} out"))
+    if portrait.labels:
+        facts.append(("labels", ", ".join(f"{each.label} (step {each.step:,})" for each in portrait.labels)))
+    broad = max(len(name) for name, _ in facts)
+    lines = [f"{name:<{broad}}  {text}" for name, text in facts]
 
     if portrait.nodes:
+        due = _retries(snapshot, now)
         rows = [
-            (node, f"{work.done:,}", duration(work.mean_ms / 1000) if work.mean_ms is not None else "", _next(work))
+            (
+                node,
+                f"{work.done:,}",
+                duration(work.mean_ms / 1000) if work.mean_ms is not None else "",
+                _next(work, due.get(node, []), now),
+            )
             for node, work in portrait.nodes.items()
         ]
         heads = ("node", "done", "mean time", "next")
@@ -129,9 +156,22 @@ def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[...
     return [*lines, "", *_how_to_go_on(portrait, command)]
 
 
-def _next(work: Work) -> str:
+def _retries(snapshot: Snapshot, now: float) -> dict[str, list[float]]:
+    """By node, when the attempts may start that are not to start yet: UTC seconds."""
+    found: dict[str, list[float]] = {}
+    for row in snapshot.frontier:
+        if row.due is not None and row.due > now:
+            found.setdefault(row.node, []).append(row.due)
+    return found
+
+
+def _next(work: Work, due: Sequence[float], now: float) -> str:
     words = {"planned": "to run", "buffered": "collecting"}
-    return ", ".join(f"{count:,} {words.get(state, state)}" for state, count in work.frontier.items())
+    counts = [(words.get(state, state), count) for state, count in work.frontier.items()]
+    if due:
+        counts = [(word, count - len(due) if word == "to run" else count) for word, count in counts]
+        counts.append((f"to retry in {duration(min(due) - now)}", len(due)))
+    return ", ".join(f"{count:,} {word}" for word, count in counts if count)
 
 
 def _variable_line(key: str, body: bytes, columns: int) -> str:
@@ -146,6 +186,8 @@ def _how_to_go_on(portrait: Portrait, command: Callable[..., str]) -> list[str]:
         fork = command("fork", record.trace_id, "--at", str(portrait.snapshot.step))
         return ["start a new trace from here:", f"  {fork}"]
     resume = f"  {command('resume', record.trace_id)}"
+    live = is_owned(record)
+    asked = list(question_lines(portrait.questions, live=live, command=command))
     match record.status:
         case "completed":
             return ["print its result again:", resume]
@@ -154,11 +196,14 @@ def _how_to_go_on(portrait: Portrait, command: Callable[..., str]) -> list[str]:
                 record.trace_id, portrait.error, resumable=bool(portrait.snapshot.frontier), command=command
             )
             return [*advice, *(f"  {line}" for line in commands)]
-        case "running" if record.owner is not None:
+        case "cancelled" | "quarantined":
+            return ["it is not resumed; a fork can start from:", f"  {command('checkpoints', record.trace_id)}"]
+        case "running" if record.owner is not None and live:
             owner = record.owner
-            return [f"it is being executed by process {owner.pid} on {owner.host} since {local_time(owner.since)}"]
+            by = f"it is being executed by process {owner.pid} on {owner.host} since {local_time(owner.since)}"
+            return [*asked, *([""] if asked else []), by]
         case _:
-            return ["continue with:", resume]
+            return asked or ["continue with:", resume]
 
 
 def as_object(portrait: Portrait) -> dict[str, Any]:
@@ -167,6 +212,12 @@ def as_object(portrait: Portrait) -> dict[str, Any]:
     return {
         **trace_object(portrait.record),
         "checkpoint": {"rev": snapshot.rev, "step": snapshot.step, "status": snapshot.status},
+        "generation": snapshot.generation,
+        "elapsed_ms": snapshot.elapsed * 1000,
+        "total_tokens_in": snapshot.tokens_in,
+        "total_tokens_out": snapshot.tokens_out,
+        "labels": {each.id: each.label for each in portrait.labels},
+        "questions": [question_object(question) for question in portrait.questions],
         "task": None if portrait.task is None else json.loads(portrait.task),
         "nodes": {node: attrs.asdict(work) for node, work in portrait.nodes.items()},
         "frontier": [
@@ -175,6 +226,7 @@ def as_object(portrait: Portrait) -> dict[str, Any]:
                 "activation_id": row.id.hex() or None,
                 "state": row.state,
                 "attempts": row.attempts,
+                "due": None if row.due is None else utc(row.due),
                 "error": attrs.asdict(decode_error(row.error)) if row.error is not None else None,
             }
             for row in snapshot.frontier

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from typing import assert_never
 
 import attrs
 
 from tinyllm.actors.events import (
     Committed,
     Event,
+    NodeAnswered,
     NodeFailed,
     NodeFinished,
+    NodePaused,
+    NodeRetried,
     NodeStarted,
     Planned,
     TraceEnded,
@@ -55,7 +59,8 @@ class Pace:
 
 @attrs.define
 class NodeProgress:
-    """Counts of one node's activations. `kept` ended before this process, `done` in it.
+    """Counts of one node's activations. `kept` ended before this process, `done` in it. `waiting` are also those that
+    wait for another attempt, or, `asking`, for an answer.
 
     `pace` leaves out the first round, which has the start of workers and connections in it, and of which all that ran
     at once may end at once; nothing is told from it until a second round's worth has ended.
@@ -65,6 +70,7 @@ class NodeProgress:
     done: int = 0
     running: int = 0
     waiting: int = 0
+    asking: int = 0
     failed: int = 0
     pace: Pace = attrs.field(factory=Pace)
     _abreast: int = 0
@@ -102,13 +108,28 @@ class NodeProgress:
         self.running = max(0, self.running - 1)
         self.failed += 1
 
+    def retry(self) -> None:
+        """It is planned again, which is told as such."""
+        self.running = max(0, self.running - 1)
+
+    def ask(self) -> None:
+        self.running = max(0, self.running - 1)
+        self.waiting += 1
+        self.asking += 1
+
+    def answer(self) -> None:
+        """It is planned again, which is told as such."""
+        self.waiting = max(0, self.waiting - 1)
+        self.asking = max(0, self.asking - 1)
+
     def per_second(self, now: float) -> float | None:
         return self.pace.per_second(now) if self._ended >= 2 * self._abreast else None
 
     def left(self, now: float) -> float | None:
-        """Seconds until what is planned of this node has ended, at its pace of late."""
+        """Seconds until what is planned of this node has ended, at its pace of late; None, too, where that is up to a
+        person."""
         speed = self.per_second(now)
-        return self.outstanding / speed if speed else None
+        return self.outstanding / speed if speed and not self.asking else None
 
 
 class Progress:
@@ -143,16 +164,33 @@ class Progress:
                 self._node(event.node_id).end(now)
                 self.pace.end(now)
                 self.step = max(self.step, event.step)
+            case NodeRetried():
+                self._node(event.node_id).retry()
+            case NodePaused():
+                self._node(event.node_id).ask()
+            case NodeAnswered():
+                self._node(event.node_id).answer()
+            case NodeFailed(handled=True):  # a step like any other
+                self._node(event.node_id).end(now)
+                self.pace.end(now)
             case NodeFailed():
                 self._node(event.node_id).fail()
             case Committed():
+                self.step = max(self.step, event.step)
                 self.durable_step = max(self.durable_step, event.step)
             case TraceEnded():
                 self.ended = event
+            case _:
+                assert_never(event)
 
     def _node(self, node_id: str) -> NodeProgress:
         # What no graph file names (the join behind the exits) is counted but not shown.
         return NodeProgress() if node_id.startswith("$") else self.nodes.setdefault(node_id, NodeProgress())
+
+    @property
+    def at_work(self) -> bool:
+        """Something goes on without an answer."""
+        return any(node.outstanding > node.asking for node in self.nodes.values())
 
     @property
     def failed(self) -> int:

@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinyllm.cli.options import AGAIN, DEBUG, GRAPH, command_line
+from tinyllm.cli.options import AGAIN, DEBUG, GRAPH, TRACE, command_line
 from tinyllm.cli.text import printable
 
 if TYPE_CHECKING:
     from tinyllm.errors import ExecutionError
     from tinyllm.graph.messages import ErrorInfo
 
-DONE, FAILED, USAGE, NOT_FOUND, INTERRUPTED = 0, 1, 2, 4, 130
+DONE, FAILED, USAGE, PAUSED, NOT_FOUND, INTERRUPTED = 0, 1, 2, 3, 4, 130
 
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+), in (?P<name>.+)$', re.MULTILINE)
 
@@ -64,6 +64,16 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
             return text, [command_line("checkpoints", error.trace_id)], USAGE
         case e.TraceMismatch() | e.TraceExists():
             return text, [command_line("show", error.trace_id), command_line("resume", error.trace_id)], USAGE
+        case e.TraceEnded():
+            return text, [command_line("show", error.trace_id)], USAGE
+        case e.QuestionNotOpen():
+            return text, [command_line("show", error.trace_id)], USAGE if error.open and error.several else NOT_FOUND
+        case e.AlreadyAnswered():
+            return text, [command_line("show", error.trace_id), command_line("resume", error.trace_id)], USAGE
+        case e.AnswerRefused():
+            return f"{text}; nothing was recorded", [command_line("show", str(context.meta[TRACE]))], USAGE
+        case e.NothingToRun() | e.CheckpointInUse():
+            return text, [command_line("checkpoints", error.trace_id)], USAGE
         case e.AmbiguousTrace():
             return text, [command_line("list")], USAGE
         case e.ConfigError() | e.ConditionError() | e.ValueNotStorable() | e.ValueMismatch() | e.GraphError():
@@ -76,7 +86,8 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
         case e.StoreMissing():
             return f"{text}; `tinyllm run` makes one, --storage names another", [], NOT_FOUND
         case e.TraceOwned() | e.OwnershipLost():
-            return text, [command_line("show", error.trace_id), command_line("resume", error.trace_id)], FAILED
+            again = context.meta.get(AGAIN, ["resume", error.trace_id])
+            return text, [command_line("show", error.trace_id), command_line(*again)], FAILED
         case e.StorageFailed():
             return text, [command_line("resume", error.trace_id)], FAILED
         case e.CheckpointDamaged():
@@ -111,7 +122,14 @@ def remedy(
     if info is not None and info.type == "ConditionError" and fork:
         advice = "everything up to there is kept, also the node's result; once the condition is mended, resume"
         return [advice, "to decide it again, or fork to run the node again:"], [resume, fork]
-    return ["everything up to there is kept; once the cause is mended:"], [resume]
+    cure = "once the cause is mended"
+    if info is not None:
+        cures = {
+            "LimitReached": "once the limit in the graph is higher",
+            "NodeTimeout": "once the node is faster, or its timeout in the graph longer",
+        }
+        cure = cures.get(info.type, cure)
+    return [f"everything up to there is kept; {cure}:"], [resume]
 
 
 def users_line(trace: str) -> str | None:

@@ -7,12 +7,23 @@ import shutil
 import sys
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from tinyllm.actors.events import Event, NodeFailed, TraceEnded, TraceStarted
-from tinyllm.cli.progress import Progress
+from tinyllm.actors.events import (
+    Event,
+    NodeAnswered,
+    NodeFailed,
+    NodePaused,
+    NodeRetried,
+    TraceEnded,
+    TraceStarted,
+)
+from tinyllm.cli.progress import NodeProgress, Progress
+from tinyllm.cli.questions import question_lines
 from tinyllm.cli.text import duration, plural, printable, rate, shorten, table
+from tinyllm.graph.messages import ErrorInfo
 
 if TYPE_CHECKING:
     from rich.live import Live
@@ -21,19 +32,30 @@ if TYPE_CHECKING:
 FIRST_PAUSE = 1.0
 LAST_PAUSE = 60.0
 
+LINE = 79
+"""Columns that a line about an error keeps to, if what stands beside the error is not too long."""
+
 
 class View(ABC):
-    """Told every event; what it shows besides, `note` shows in order. `origin`: what the trace is forked from."""
+    """Told every event; what it shows besides, `note` shows in order. `origin`: what the trace is forked from;
+    `handlers`: which node gets the failures of another."""
 
     restore_terminal: bytes = b""
     """What a process that ends without leaving the view must write to the terminal."""
 
     def __init__(
-        self, progress: Progress, origin: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        progress: Progress,
+        origin: str | None = None,
+        handlers: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.progress = progress
         self.origin = origin
+        self.handlers = handlers or {}
         self.clock = clock
+        self._told_at: dict[tuple[type[Event], str], float] = {}
+        self._untold: Counter[tuple[type[Event], str]] = Counter()
 
     def event(self, event: Event) -> None:
         now = self.clock()
@@ -43,8 +65,18 @@ class View(ABC):
                 for line in opening(event, self.origin):
                     self.note(line)
                 self.open()
+            case NodeRetried():
+                again = f"again in {duration(event.wait)}"
+                self.tell(event, _about(event.error, f"{event.node_id}: attempt {event.attempt} failed", again), now)
+            case NodeFailed(handled=True):
+                handler = self.handlers.get(event.node_id, "another node")
+                self.tell(event, _about(event.error, f"{event.node_id}: failed", f"{handler} handles it"), now)
             case NodeFailed() if self.progress.failed == 1:
                 self.note(f"{event.trace_id}: node {event.node_id} failed; letting what is running finish")
+            case NodePaused() if self.progress.at_work:  # else it ends now, and what it asks is told then
+                self.tell(event, "\n".join(question_lines([event.question], live=True)), now)
+            case NodeAnswered():
+                self.tell(event, f"{event.node_id}: {event.name!r} is answered", now)
             case TraceEnded():
                 self.close()
                 took = duration(self.progress.elapsed(now))
@@ -52,6 +84,24 @@ class View(ABC):
                 self.note(f"{event.trace_id}: {event.status} at step {event.step:,} after {took}{failures}")
             case _:
                 self.moved(now)
+
+    def pause(self, now: float) -> float:
+        """Seconds between two lines that nobody asked for: the longer a trace takes, the more, so that its log is
+        short."""
+        return min(LAST_PAUSE, max(FIRST_PAUSE, self.progress.elapsed(now) / 10))
+
+    def tell(self, event: NodeRetried | NodeFailed | NodePaused | NodeAnswered, line: str, now: float) -> None:
+        """Show `line`, unless the same was said of its node just now: thousands of activations may come to it."""
+        key = type(event), event.node_id
+        if key in self._told_at and now - self._told_at[key] < self.pause(now):
+            self._untold[key] += 1
+            self.moved(now)
+            return
+        self._told_at[key] = now
+        first, *rest = line.split("\n")
+        if more := self._untold.pop(key, 0):
+            first += f" (and {more:,} like it before)"
+        self.note("\n".join([first, *rest]))
 
     @abstractmethod
     def note(self, line: str) -> None:
@@ -84,22 +134,17 @@ def opening(event: TraceStarted, origin: str | None = None) -> list[str]:
 
 
 class PlainView(View):
-    """Lines for a pipe or a log. Pauses between them grow with the run, so that a long one has a short log."""
+    """Lines for a pipe or a log."""
 
-    def __init__(
-        self, progress: Progress, origin: str | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        super().__init__(progress, origin, clock)
-        self._shown_at: float | None = None
+    _shown_at: float | None = None
 
     def note(self, line: str) -> None:
         print(printable(line), file=sys.stderr, flush=True)
         self._shown_at = self.clock()
 
     def moved(self, now: float) -> None:
-        pause = min(LAST_PAUSE, max(FIRST_PAUSE, self.progress.elapsed(now) / 10))
         begun = self.progress.begun
-        if begun is not None and self._shown_at is not None and now - self._shown_at >= pause:
+        if begun is not None and self._shown_at is not None and now - self._shown_at >= self.pause(now):
             self.note(f"{begun.trace_id}: {self.progress.sentence(now)}")
 
     def open(self) -> None:
@@ -115,9 +160,13 @@ class LiveView(View):
     restore_terminal = b"\x1b[?25h\n"
 
     def __init__(
-        self, progress: Progress, origin: str | None = None, clock: Callable[[], float] = time.monotonic
+        self,
+        progress: Progress,
+        origin: str | None = None,
+        handlers: Mapping[str, str] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(progress, origin, clock)
+        super().__init__(progress, origin, handlers, clock)
         from rich.console import Console
         from rich.live import Live
 
@@ -163,8 +212,9 @@ def screen(progress: Progress, now: float, columns: int, height: int) -> list[st
     for name, node in shown:
         counts = (f"{node.kept + node.done:,}", f"{node.running:,}", f"{node.waiting:,}")
         speed = node.per_second(now) if node.outstanding and not progress.ended else None
-        left = duration(node.outstanding / speed) if speed else ""
-        rows.append((name, *counts, rate(speed) if speed else "", f"{node.failed:,} failed" if node.failed else left))
+        rows.append(
+            (name, *counts, rate(speed) if speed else "", _outlook(node, now, ended=progress.ended is not None))
+        )
     heads = ("node", "done", "running", "waiting", "rate", "time left")
     lines = table(heads, rows, right=heads[1:], shrink="node", columns=columns) if rows else []
     if hidden > 0:
@@ -174,11 +224,25 @@ def screen(progress: Progress, now: float, columns: int, height: int) -> list[st
     return lines
 
 
-def choose_view(progress: Progress, origin: str | None = None) -> View:
+def _outlook(node: NodeProgress, now: float, *, ended: bool) -> str:
+    if node.failed:
+        return f"{node.failed:,} failed"
+    if node.asking:
+        return f"{node.asking:,} asking"
+    left = None if ended else node.left(now)
+    return duration(left) if left else ""
+
+
+def _about(error: ErrorInfo, before: str, behind: str) -> str:
+    room = max(20, LINE - len(f"{before} (), {behind}"))
+    return f"{before} ({shorten(f'{error.type}: {error.message}', room)}), {behind}"
+
+
+def choose_view(progress: Progress, origin: str | None = None, handlers: Mapping[str, str] | None = None) -> View:
     """The live view where stderr is a terminal that can draw it and rich is installed, else plain lines."""
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", None):
         try:
-            return LiveView(progress, origin)
+            return LiveView(progress, origin, handlers)
         except ImportError:
             pass
-    return PlainView(progress, origin)
+    return PlainView(progress, origin, handlers)

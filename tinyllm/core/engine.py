@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
+from tinyllm.actors.commands import CommandReader
 from tinyllm.actors.events import Event
 from tinyllm.actors.lease import LeaseKeeper
-from tinyllm.actors.mailbox import post
+from tinyllm.actors.mailbox import post, reply
 from tinyllm.actors.node_executor import NodeExecutor
 from tinyllm.actors.plan import Plan
-from tinyllm.actors.protocol import Answer, Ask, NodeMessage, ScheduleMessage, WriteMessage
+from tinyllm.actors.protocol import (
+    Answer,
+    Ask,
+    Look,
+    NodeMessage,
+    ReadMessage,
+    ScheduleMessage,
+    Unwatch,
+    Watch,
+    WriteMessage,
+)
 from tinyllm.actors.run import Run
 from tinyllm.actors.scheduler import CheckpointScheduler
 from tinyllm.actors.watchdog import Watchdog
@@ -23,7 +34,7 @@ from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.config import ExecutorConfig
 from tinyllm.errors import StorageError, TinyLLMError
 from tinyllm.graph.definition import Graph
-from tinyllm.storage.contract import CheckpointStorage, Done, HighWater, Release, Write
+from tinyllm.storage.contract import CheckpointStorage, Delta, Done, HighWater, Release, Write
 from tinyllm.storage.owners import this_process
 from tinyllm.storage.thread import outlast
 
@@ -39,9 +50,11 @@ T = TypeVar("T")
 
 
 class Engine:
-    """One set of actors: a `NodeExecutor` for each node, a scheduler and a writer. Any number of traces at once.
+    """One set of actors: a `NodeExecutor` for each node, a scheduler, a writer and a reader of commands. Any number of
+    traces at once.
 
-    Shutdown is end-of-stream, in order: clients, then nodes and scheduler, then the writer, then the lease.
+    Shutdown is end-of-stream, in order: clients, then nodes and scheduler, then the writer, then the lease, then what
+    the graph's lifespan made.
     """
 
     def __init__(
@@ -61,6 +74,7 @@ class Engine:
         self._nodes: dict[str, MemoryObjectSendStream[NodeMessage]] = {}
         self._journal: MemoryObjectSendStream[ScheduleMessage] | None = None
         self._writer: MemoryObjectSendStream[WriteMessage] | None = None
+        self._reader: MemoryObjectSendStream[ReadMessage] | None = None
         self._keeper: LeaseKeeper | None = None
         self._observer_failed = False
         self._clients: set[Client] = set()
@@ -78,6 +92,8 @@ class Engine:
         """Start the actors; at the end, stop the runs, and wait until everything handed over is written."""
         error: BaseException | None = None
         async with AsyncExitStack() as stack:
+            if self._deps is None and self.graph.lifespan is not None:
+                self._deps = await stack.enter_async_context(self.graph.lifespan())
             if self.storage is not None:
                 self._keeper = LeaseKeeper(self.storage, this_process())
                 await stack.enter_async_context(self._keeper.held())
@@ -107,6 +123,9 @@ class Engine:
             keep = self.config.max_checkpoints_per_trace
             writer = StorageWriter(self.storage, to_write, shields[0], keep=keep)
             scheduler = CheckpointScheduler(self.config.policy, to_schedule, self._writer.clone(), shields[1])
+            self._reader, to_read = anyio.create_memory_object_stream[ReadMessage](MAILBOX)
+            reader = CommandReader(self.storage, self.owner_id or "", to_read)
+            actors.start_soon(reader.run, name="command reader")
             actors.start_soon(writer.run, name="storage writer")
             actors.start_soon(scheduler.run, name="checkpoint scheduler")
         for node in self.graph.nodes.values():
@@ -136,9 +155,9 @@ class Engine:
                     node.close()
                 for scope in shields:
                     scope.deadline = anyio.current_time() + SHUTDOWN_SECONDS
-                if self._journal is not None and self._writer is not None:
-                    self._journal.close()
-                    self._writer.close()
+                for mailbox in (self._reader, self._journal, self._writer):
+                    if mailbox is not None:
+                        mailbox.close()
 
     # -- what the executor asks --------------------------------------------------------------------------------
 
@@ -212,16 +231,24 @@ class Engine:
         with self._work(), suppress(TinyLLMError):
             await self.ask(trace_id, Release(trace, epoch), Done)
 
-    def run(self, plan: Plan, rev: int, *, stopped: bool) -> Running:
-        """Start the actor that executes `plan`."""
+    def look(self) -> None:
+        """Somebody in this process left a command."""
+        if self._reader is not None:
+            with suppress(anyio.WouldBlock):  # then it will look soon anyway
+                reply(self._reader, Look())
+
+    def run(self, plan: Plan, rev: int, opening: Sequence[Delta], *, stopped: bool) -> Running:
+        """Start the actor that executes `plan`, which has made the deltas `opening` since it was restored."""
         keeper = self._keeper
         run = Run(
             plan,
             self._nodes,
             journal=self._journal,
             rev=rev,
+            opening=opening,
             durability=self.config.durability,
             merges=self.config.policy.merges,
+            fail_fast=self.config.fail_fast,
             stopped=stopped,
             may_start=_always if keeper is None else keeper.may_start,
             high_water=self._high_water(plan),
@@ -231,12 +258,21 @@ class Engine:
 
         async def act() -> None:
             with self._work():
-                await running.act()
+                await self._tell_reader(Watch(plan.key, run.address))
+                try:
+                    await running.act()
+                finally:
+                    await self._tell_reader(Unwatch(plan.key))
             if run.left_unwritten and keeper is not None:
                 keeper.abandon()
 
         self._actors.start_soon(act, name=f"run {plan.trace_id}")
         return running
+
+    async def _tell_reader(self, message: ReadMessage) -> None:
+        if self._reader is not None:
+            with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # it was cancelled, or told to end
+                await post(self._reader, message)
 
     def _high_water(self, plan: Plan) -> HighWater | None:
         if self.storage is None or self._keeper is None:
@@ -255,6 +291,8 @@ class Client:
         self.engine = engine
         self.trace_id: str | None = None
         """The trace that it executes, from before it owns it."""
+        self.last: Plan | None = None
+        """The state that the call has come to."""
         self._running: Running | None = None
         self.stopping = anyio.Event()
 
@@ -264,13 +302,13 @@ class Client:
             self._running.run.stop()
         self.stopping.set()
 
-    async def execute(self, plan: Plan, rev: int) -> Run:
+    async def execute(self, plan: Plan, rev: int, opening: Sequence[Delta] = ()) -> Run:
         """Run `plan` to its end; returns the run, which knows how it went.
 
         :raises OwnershipLost: another process took the trace over.
         :raises StorageFailed: the store failed for good.
         """
-        self._running = running = self.engine.run(plan, rev, stopped=self.stopping.is_set())
+        self._running = running = self.engine.run(plan, rev, opening, stopped=self.stopping.is_set())
         try:
             return await running.outcome()
         finally:

@@ -4,24 +4,31 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import anyio
 
 from tinyllm.actors.events import Event
+from tinyllm.actors.plan import Plan
+from tinyllm.core import outside
+from tinyllm.core.checkpoint import last_context
 from tinyllm.core.config import ExecutorConfig
 from tinyllm.core.engine import Client, Engine
 from tinyllm.core.store import open_storage
 from tinyllm.core.trace import TraceCall
 from tinyllm.errors import ConfigError
+from tinyllm.graph.context import ExecutionContext
 from tinyllm.graph.definition import Graph
 from tinyllm.graph.messages import TaskResponse
 from tinyllm.graph.payload import Captured, encode_payload
+from tinyllm.graph.questions import Question
 from tinyllm.nodes.process import refuse_in_worker_start
-from tinyllm.storage.contract import CheckpointStorage
+from tinyllm.storage.contract import CheckpointStorage, Status
+
+T = TypeVar("T")
 
 __all__ = ["Executor", "ExecutorConfig"]
 
@@ -61,10 +68,23 @@ class Executor(anyio.AsyncContextManagerMixin):
         self._on_event = on_event
         self._shared: Engine | None = None
         self._engines: set[Engine] = set()
+        self._last: tuple[Plan, CheckpointStorage | None] | None = None
 
     def __repr__(self) -> str:
         where = self._given.name if isinstance(self._given, CheckpointStorage) else self._given
         return f"<Executor of {self.graph.id!r}, storage: {where or 'none'}>"
+
+    @property
+    def context(self) -> ExecutionContext | None:
+        """The context of the trace that was executed last; None before there was one. Of a trace that is recorded, it
+        is read from the store when it is looked at.
+
+        :raises StorageNotOpen: the store has been closed.
+        """
+        return None if self._last is None else last_context(*self._last)
+
+    _context = context
+    """What programs that were written against an older interface call it."""
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 
@@ -109,12 +129,21 @@ class Executor(anyio.AsyncContextManagerMixin):
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Client]:
         if self._shared is not None:
-            with self._shared.client() as client:
+            with self._served(self._shared) as client:
                 yield client
             return
         async with self._new_engine() as engine:
-            with engine.client() as client:
+            with self._served(engine) as client:
                 yield client
+
+    @contextmanager
+    def _served(self, engine: Engine) -> Iterator[Client]:
+        with engine.client() as client:
+            try:
+                yield client
+            finally:
+                if client.last is not None:
+                    self._last = client.last, engine.storage
 
     async def _storage(self) -> CheckpointStorage | None:
         if self._given is None:
@@ -131,33 +160,58 @@ class Executor(anyio.AsyncContextManagerMixin):
     # -- running -----------------------------------------------------------------------------------------------
 
     async def execute(
-        self, task: Any, *, trace_id: str | None = None, variables: Mapping[str, Any] | None = None
+        self,
+        task: Any,
+        *,
+        trace_id: str | None = None,
+        resume_trace_id: str | None = None,
+        variables: Mapping[str, Any] | None = None,
+        accept_graph_change: bool = False,
     ) -> TaskResponse:
         """Execute `task` (text, a `TaskPayload`, or any storable value) and return the outcome when it is durable.
 
         With `trace_id`, the same id and task mean the same trace: it is started, or continued where it was
         interrupted; if it has ended its outcome is returned, or its error raised again. `variables` are initial ones.
 
+        With `resume_trace_id`, the task is told to a trace that exists. One that has not ended is resumed, and the task
+        becomes part of its history, once. One that is completed runs again from its entries, with the variables and the
+        history that it has: its next generation.
+
+        An outcome with the status `paused` has `questions`: `answer()` or `resume_from_checkpoint(answers=)`.
+
         :raises ExecutionError: a node failed for good; the trace is kept as failed.
         :raises TraceMismatch: `trace_id` is a trace of another task or graph.
+        :raises GraphChanged, NodeMissing: as `resume_from_checkpoint()`, of a trace that exists.
         :raises TraceOwned: another live process executes the trace.
         :raises ValueNotStorable: the task or a variable cannot be recorded.
         :raises StorageFailed: the store failed for good.
         """
         captured = Captured(encode_payload(task, "task"))
+        if resume_trace_id is not None and (trace_id is not None or variables is not None):
+            given = "trace_id" if trace_id is not None else "variables"
+            raise ConfigError(given, trace_id or variables, "left out with resume_trace_id: that trace has its own")
         async with self._client() as client:
-            return await TraceCall(self.graph, client).execute(captured, variables or {}, trace_id)
+            call = TraceCall(self.graph, client)
+            if resume_trace_id is not None:
+                return await call.execute_in(resume_trace_id, captured, accept_graph_change)
+            return await call.execute(captured, variables or {}, trace_id, accept_graph_change)
 
-    async def resume_from_checkpoint(self, trace_id: str, *, accept_graph_change: bool = False) -> TaskResponse:
-        """Continue an interrupted trace, or try a failed one again; of a completed one, return the stored outcome.
+    async def resume_from_checkpoint(
+        self, trace_id: str, *, answers: Mapping[str, Any] | None = None, accept_graph_change: bool = False
+    ) -> TaskResponse:
+        """Continue an interrupted trace, try a failed one again, or answer a paused one; of one that is completed or
+        cancelled, return the stored outcome.
 
+        `answers`: by the id, or the name, of the question.
+
+        :raises QuestionNotOpen, AnswerRefused, AlreadyAnswered: as `answer()`.
         :raises TraceNotFound: naming ids that are near, and the store that was searched.
         :raises GraphChanged: the topology, a reducer or a node's version changed since, unless that is accepted.
         :raises NodeMissing: what must run next is no longer in the graph.
         :raises TraceOwned, ExecutionError, StorageFailed: as `execute()`.
         """
         async with self._client() as client:
-            return await TraceCall(self.graph, client).resume(trace_id, accept_graph_change)
+            return await TraceCall(self.graph, client).resume(trace_id, accept_graph_change, answers)
 
     async def fork(
         self,
@@ -179,6 +233,36 @@ class Executor(anyio.AsyncContextManagerMixin):
         async with self._client() as client:
             call = TraceCall(self.graph, client)
             return await call.fork(trace_id, at, set or {}, new_trace_id, accept_graph_change)
+
+    # -- from outside ------------------------------------------------------------------------------------------
+
+    async def answer(self, trace_id: str, value: Any, *, question: str | None = None) -> Question:
+        """Answer a question of a trace, wherever it runs; `tinyllm.core.outside.answer` says more."""
+        return await self._from_outside(outside.answer, trace_id, value, question)
+
+    async def pause(self, trace_id: str) -> Status:
+        """Have a trace pause, wherever it runs: what runs may end, nothing more starts, a resume goes on.
+
+        :raises TraceNotFound, TraceEnded: there is nothing to pause.
+        """
+        return await self._from_outside(outside.pause, trace_id)
+
+    async def cancel(self, trace_id: str) -> Status:
+        """Have a trace end as `cancelled`, wherever it runs.
+
+        :raises TraceNotFound, TraceEnded: there is nothing to cancel.
+        """
+        return await self._from_outside(outside.cancel, trace_id)
+
+    async def _from_outside(self, verb: Callable[..., Awaitable[T]], *args: Any) -> T:
+        storage = await self._storage()
+        if storage is None:
+            raise ConfigError("checkpoint_storage", None, "a path or a storage: commands are left there")
+        try:
+            return await verb(storage, *args)
+        finally:
+            for engine in self._engines:
+                engine.look()
 
     def run_sync(self, task: Any, **options: Any) -> TaskResponse:
         """`execute(task, **options)` from code that is not async; where a loop runs (a notebook), in a thread."""

@@ -26,6 +26,10 @@ def fork_delta(snapshot: Snapshot, trace_id: str, variables: Mapping[str, bytes]
             state="buffered" if row.state == "buffered" else "planned",
             attempts=0,
             error=None,
+            tries=0,
+            due=None,
+            progress=None,
+            asked=None,
         )
         for row in snapshot.frontier
     )
@@ -54,5 +58,10 @@ def fork_delta(snapshot: Snapshot, trace_id: str, variables: Mapping[str, bytes]
         activations=activations,
         arrivals=arrivals,
         variables=changed,
+        generation=snapshot.generation,
+        generation_step=snapshot.generation_step,
+        elapsed=snapshot.elapsed,
+        tokens_in=snapshot.tokens_in,
+        tokens_out=snapshot.tokens_out,
         size=sum(len(row.body) for row in changed),
     )

@@ -23,8 +23,11 @@ def response(plan: Plan, status: Status, began: float, ended: float | None = Non
         value=value,
         content=_text(value),
         error=plan.error,
+        questions=plan.questions if status == "paused" else (),
         nodes_executed=plan.step,
         total_latency_ms=((time.time() if ended is None else ended) - began) * 1000,
+        total_tokens_in=plan.tokens[0],
+        total_tokens_out=plan.tokens[1],
     )
 
 

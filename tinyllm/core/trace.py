@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import anyio
+import attrs
 
 from tinyllm.actors.events import TraceEnded, TraceStarted
 from tinyllm.actors.lease import TTL
@@ -16,14 +17,15 @@ from tinyllm.core.changes import changes
 from tinyllm.core.engine import Client
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
+from tinyllm.core.outside import carry_out, leave_answers
 from tinyllm.core.store import check_trace_id, free_trace_id, new_trace_id
 from tinyllm.errors import (
     ConfigError,
     GraphChanged,
     NodeMissing,
+    NothingToRun,
     TraceExists,
     TraceMismatch,
-    TraceOwned,
     ValueNotStorable,
 )
 from tinyllm.graph.definition import END, Graph, after
@@ -32,18 +34,22 @@ from tinyllm.graph.payload import Captured
 from tinyllm.graph.values import digest
 from tinyllm.graph.variables import capture_variables
 from tinyllm.storage.contract import (
+    UNOWNED,
     Acquire,
     Acquired,
     Admit,
     Admitted,
     CheckpointRecord,
     CheckpointStorage,
+    Command,
+    Delta,
     Fork,
-    Owner,
     Snapshot,
     Status,
     TraceRecord,
 )
+from tinyllm.storage.owners import is_owned, refuse_owned
+from tinyllm.storage.records import BY_HAND
 
 OWNER_POLL_SECONDS = 1.0
 
@@ -63,19 +69,22 @@ class TraceCall:
 
     # -- the verbs ---------------------------------------------------------------------------------------------
 
-    async def execute(self, task: Captured, variables: Mapping[str, Any], trace_id: str | None) -> TaskResponse:
+    async def execute(
+        self, task: Captured, variables: Mapping[str, Any], trace_id: str | None, accept_graph_change: bool
+    ) -> TaskResponse:
         """As `Executor.execute`."""
         initial = self._initial(variables, "variables")
         task_digest = _input_digest(task, initial)
         if trace_id is not None:
             check_trace_id(trace_id)
         if self._client.engine.storage is None:
-            plan = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
+            plan = self._client.last = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
+            plan.keep_history(time.time())
             plan.begin(task, initial)
             return await self._run(plan, 0, TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting()))
         record = None if trace_id is None else await self._storage.trace(trace_id)
         while record is None:
-            plan = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
+            plan = self._client.last = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
             try:
                 return await self._admit(plan, task, initial, task_digest)
             except TraceExists:  # chosen at random, or admitted by somebody else just now
@@ -84,13 +93,24 @@ class TraceCall:
         if record.task_digest != task_digest:
             remedy = "use a new id, or resume the trace without naming them"
             raise TraceMismatch(record.trace_id, "task, or other initial variables", remedy)
-        return await self._go_on(record, retry=False, accept_graph_change=False)
+        return await self._go_on(record, retry=False, accept_graph_change=accept_graph_change)
 
-    async def resume(self, trace_id: str, accept_graph_change: bool) -> TaskResponse:
+    async def resume(
+        self, trace_id: str, accept_graph_change: bool, answers: Mapping[str, Any] | None = None
+    ) -> TaskResponse:
         """As `Executor.resume_from_checkpoint`."""
         record = await self._found(trace_id)
         self._check_own_graph(record)
+        if answers:
+            await leave_answers(self._storage, trace_id, answers.items())
+            self._client.engine.look()
         return await self._go_on(record, retry=True, accept_graph_change=accept_graph_change)
+
+    async def execute_in(self, trace_id: str, task: Captured, accept_graph_change: bool) -> TaskResponse:
+        """As `Executor.execute(task, resume_trace_id=trace_id)`."""
+        record = await self._found(trace_id)
+        self._check_own_graph(record)
+        return await self._go_on(record, retry=True, accept_graph_change=accept_graph_change, task=task)
 
     async def fork(
         self,
@@ -139,6 +159,7 @@ class TraceCall:
             definition=self._graph.definition,
             graph_path=self._graph.path,
             task_digest=task_digest,
+            history=self._graph.history,
             owner=self._client.engine.owner_id,
             first=plan.begin(task, variables),
         )
@@ -148,27 +169,52 @@ class TraceCall:
         started = TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
         return await self._run(plan, admitted.rev, started)
 
-    async def _go_on(self, record: TraceRecord, *, retry: bool, accept_graph_change: bool) -> TaskResponse:
-        if record.status == "completed" or (record.status == "failed" and not retry):
-            plan, snapshot = await self._restored(record.trace_id)
-            told = stored_response(plan, snapshot)
-            if told.status == "failed":
-                raise failure(told)
-            return told
+    async def _go_on(
+        self, record: TraceRecord, *, retry: bool, accept_graph_change: bool, task: Captured | None = None
+    ) -> TaskResponse:
+        """`retry`: a failed one is tried again. `task`: what the trace is told besides; a completed one runs with it as
+        its next generation."""
+        if record.status in UNOWNED and not await self._wakes(record, retry=retry, told=task is not None):
+            return await self._stored(record.trace_id)
         record = await self._unowned(record)
         self._client.trace_id = record.trace_id
         snapshot = await self._storage.load(record.trace_id)
         noted = await self._check_graph(snapshot, accept_graph_change)
         epoch = await self._acquire(record.trace, record.trace_id, record.epoch)
         if record.high_water is not None:
-            handed, again = record.high_water
+            handed, running = record.high_water
             lost: int | None = max(0, handed - record.step)
         else:
-            again = sum(row.state == "cancelled" for row in snapshot.frontier)
+            running = sum(row.state == "cancelled" for row in snapshot.frontier)
             lost = 0 if record.owner is None else None
         with self._given_back(record.trace_id, record.trace, epoch):
-            plan, snapshot = await self._restored(record.trace_id)
-        return await self._go(plan, snapshot, noted, again=again, lost=lost)
+            plan, snapshot = await self._restored(record.trace_id, retry=retry)
+            opening = _opening(plan, record, await self._storage.commands(trace=record.trace), task)
+        return await self._go(plan, snapshot, noted, again=running, lost=lost, opening=opening)
+
+    async def _wakes(self, record: TraceRecord, *, retry: bool, told: bool) -> bool:
+        """Whether a trace of which nothing runs goes on when it is asked to. A resume lifts a pause; a question stays
+        one until it is answered."""
+        match record.status:
+            case "completed":
+                return told
+            case "failed":
+                return retry
+            case "paused" if told or await self._storage.commands(trace=record.trace):
+                return True
+            case "paused" if retry:
+                frontier = (await self._storage.load(record.trace_id)).frontier
+                return any(row.state not in ("paused", "buffered") for row in frontier)
+            case _:
+                return False
+
+    async def _stored(self, trace_id: str) -> TaskResponse:
+        """The outcome of a trace of which nothing runs."""
+        plan, snapshot = await self._restored(trace_id)
+        told = stored_response(plan, snapshot)
+        if told.status == "failed":
+            raise failure(told)
+        return told
 
     async def _acquire(self, trace: int, trace_id: str, epoch: int) -> int:
         """Make the trace ours, and this graph the one that it is recorded with; returns the new epoch."""
@@ -188,30 +234,57 @@ class TraceCall:
             self._client.engine.let_go(trace_id, trace, epoch)
             raise
 
-    async def _restored(self, trace_id: str) -> tuple[Plan, Snapshot]:
+    async def _restored(self, trace_id: str, *, retry: bool = True) -> tuple[Plan, Snapshot]:
         snapshot = await self._storage.load(trace_id)
-        plan = Plan(self._graph, trace_id)
-        plan.restore(snapshot)
+        plan = self._client.last = Plan(self._graph, trace_id)
+        plan.restore(snapshot, retry=retry)
         return plan, snapshot
 
     async def _go(
-        self, plan: Plan, snapshot: Snapshot, noted: list[str], *, again: int, lost: int | None
+        self,
+        plan: Plan,
+        snapshot: Snapshot,
+        noted: list[str],
+        *,
+        again: int,
+        lost: int | None,
+        opening: Sequence[Delta] = (),
     ) -> TaskResponse:
         """Execute a trace that is ours from what the store has of it."""
         started = TraceStarted(plan.trace_id, True, snapshot.step, again, lost, tuple(noted), plan.waiting())
-        return await self._run(plan, snapshot.record.rev, started, began=snapshot.record.created_at)
+        return await self._run(plan, snapshot.record.rev, started, opening, began=snapshot.record.created_at)
 
-    async def _run(self, plan: Plan, rev: int, started: TraceStarted, began: float | None = None) -> TaskResponse:
+    async def _run(
+        self,
+        plan: Plan,
+        rev: int,
+        started: TraceStarted,
+        opening: Sequence[Delta] = (),
+        began: float | None = None,
+    ) -> TaskResponse:
         began = time.time() if began is None else began
         emit = self._client.engine.emit
         emit(started)
-        run = await self._client.execute(plan, rev)
+        run = await self._client.execute(plan, rev, opening)
         status: Status = "interrupted" if plan.status == "running" else plan.status
         told = response(plan, status, began)
         emit(TraceEnded(plan.trace_id, status, plan.step))
         if told.status == "failed":
             raise failure(told, run.failure)
+        if status in ("paused", "interrupted") and self._client.engine.storage is not None:
+            return await self._see_to_the_rest(plan, told)
         return told
+
+    async def _see_to_the_rest(self, plan: Plan, told: TaskResponse) -> TaskResponse:
+        """Carry out what was left after the run last looked and before it gave the trace up: whoever left it saw an
+        owner, and relies on that."""
+        if not await self._storage.commands(trace=plan.key):
+            return told
+        record = await self._found(plan.trace_id)
+        if told.status == "paused" and not self._client.stopping.is_set():
+            return await self._go_on(record, retry=False, accept_graph_change=False)
+        await carry_out(self._storage, plan.trace_id)
+        return attrs.evolve(told, status=(await self._found(plan.trace_id)).status)
 
     # -- what is checked ---------------------------------------------------------------------------------------
 
@@ -224,6 +297,8 @@ class TraceCall:
         return captured
 
     def _check_own_graph(self, record: TraceRecord) -> None:
+        if record.fingerprint == BY_HAND:
+            raise NothingToRun(record.trace_id)
         if record.graph_id != self._graph.id:
             remedy = f"resume it with graph {record.graph_id!r}, or use a new id"
             raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})", remedy)
@@ -274,28 +349,36 @@ class TraceCall:
         """
         seen = record
         deadline = time.monotonic() + TTL
-        while seen.owner is not None and seen.owner_alive is not False:
-            owner = seen.owner
-            if owner.id == self._client.engine.owner_id and not self._client.engine.serves(
+        while seen.owner is not None and is_owned(seen):
+            if seen.owner.id == self._client.engine.owner_id and not self._client.engine.serves(
                 seen.trace_id, other_than=self._client
             ):
                 return seen
             if seen.owner_alive or seen.owner_beat != record.owner_beat:
-                raise _owned(seen.trace_id, owner)
+                refuse_owned(seen)
             if time.monotonic() >= deadline:
                 return seen
             with anyio.move_on_after(OWNER_POLL_SECONDS):
                 await self._client.stopping.wait()
-                raise _owned(seen.trace_id, owner)  # as far as one can tell: there is no time left to find out
+                refuse_owned(seen)  # as far as one can tell: there is no time left to find out
             seen = await self._storage.trace(record.trace_id) or seen
         return seen
+
+
+def _opening(plan: Plan, record: TraceRecord, commands: Sequence[Command], task: Captured | None) -> list[Delta]:
+    """The deltas by which a restored trace goes on: what others left for it, and what it is told now."""
+    if cancels := [command.id for command in commands if command.kind == "cancel"]:
+        return [plan.close("cancelled", cancels)]
+    opening = [plan.heed(commands)] if commands else []
+    if task is not None:
+        told = digest(task.body)
+        if record.status == "completed":
+            opening.append(plan.begin_again(task, told))
+        elif told != record.last_task:  # once, however often it is told
+            opening.append(plan.hear(task, told))
+    return opening
 
 
 def _input_digest(task: Captured, variables: Mapping[str, bytes]) -> str:
     """Of the task and the initial variables: the same id with others is refused."""
     return digest(task.body + b"".join(b"\n%s=%s" % (key.encode(), variables[key]) for key in sorted(variables)))
-
-
-def _owned(trace_id: str, owner: Owner) -> TraceOwned:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.since))
-    return TraceOwned(trace_id, owner.host, owner.pid, since)

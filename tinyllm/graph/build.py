@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import inspect
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from typing import Any, Literal, Self
 
 import attrs
 
 from tinyllm.errors import InvalidGraph
-from tinyllm.graph.definition import Graph, Reducer
+from tinyllm.graph.definition import Graph, Lifespan, Limits, Reducer, Retry
+from tinyllm.graph.durations import duration_text
 from tinyllm.graph.findings import Finding, Path, listed
 from tinyllm.graph.functions import Library
 from tinyllm.graph.node import MARK, NodeFunction
@@ -54,8 +57,16 @@ class GraphBuilder:
         description: str | None = None,
         metadata: Mapping[str, Any] | None = None,
         variables: Mapping[str, Reducer] | None = None,
+        history: str | None = None,
+        limits: Limits | Mapping[str, Any] | None = None,
+        protected: Sequence[NodeRef] = (),
         allow_cycles: bool = False,
+        lifespan: Lifespan | Callable[[], AsyncIterator[Any]] | None = None,
     ) -> None:
+        """The keys of a graph file, and `lifespan`: a function that makes `context.deps`; it needs no `@lifespan` here.
+
+        `history` is `all`, `none` or `window(20)`; a `timeout` in `limits` is a text such as `5m`, or seconds.
+        """
         self._keys = _given(
             id=id,
             version=version,
@@ -63,11 +74,14 @@ class GraphBuilder:
             description=description,
             metadata=None if metadata is None else dict(metadata),
             variables=None if variables is None else dict(variables),
+            history=history,
+            limits=_limits(limits),
             allow_cycles=allow_cycles,
         )
+        self._lifespan: Any = asynccontextmanager(lifespan) if inspect.isasyncgenfunction(lifespan) else lifespan
         self._nodes: list[_Node] = []
         self._edges: list[tuple[NodeRef, NodeRef, dict[str, Any]]] = []
-        self._points: dict[str, list[NodeRef]] = {"entry_points": [], "exit_points": []}
+        self._named: dict[str, list[NodeRef]] = {"entry_points": [], "exit_points": [], "protected": list(protected)}
 
     def node(
         self,
@@ -82,10 +96,14 @@ class GraphBuilder:
         max_concurrency: int | None = None,
         effects: bool | None = None,
         targets: NodeRef | Sequence[NodeRef] = (),
+        retry: int | Retry | None = None,
+        timeout: str | float | None = None,
+        on_error: NodeRef | None = None,
     ) -> Self:
         """Add a node that calls the function `node`, or say more of one that an edge has named.
 
         `id` is the function's name unless given. An entry or exit calls nothing: `node("start", type="entry")`.
+        `retry` is a number of attempts, or says more; `timeout` is that of each, a text such as `30s`, or seconds.
         """
         keys = _given(
             id=id or _name(node),
@@ -96,7 +114,12 @@ class GraphBuilder:
             process=process,
             max_concurrency=max_concurrency,
             effects=effects,
+            retry=_retry(retry),
+            timeout=_duration(timeout),
+            on_error=on_error,
         )
+        if on_error is not None:
+            self._mention([on_error])
         if goes := [targets] if isinstance(targets, str) or callable(targets) else list(targets):
             self._mention(goes)
             keys["targets"] = goes
@@ -124,13 +147,13 @@ class GraphBuilder:
     def entry(self, *nodes: NodeRef) -> Self:
         """Say which nodes get the task; needed only if more than one has nothing before it, or none has."""
         self._mention(nodes)
-        self._points["entry_points"] += nodes
+        self._named["entry_points"] += nodes
         return self
 
     def exit(self, *nodes: NodeRef) -> Self:
         """Say which nodes give the outcome; needed only if it is not all of those that have nothing after them."""
         self._mention(nodes)
-        self._points["exit_points"] += nodes
+        self._named["exit_points"] += nodes
         return self
 
     def build(self) -> Graph:
@@ -143,17 +166,22 @@ class GraphBuilder:
         def resolve(refs: Iterable[NodeRef], path: Path) -> list[str]:
             return [self._resolve(ref, (*path, index), wrong) for index, ref in enumerate(refs)]
 
+        self._mention(self._named["protected"])
         nodes = []
         for index, node in enumerate(self._nodes):
-            targets = resolve(node.keys.get("targets", ()), ("nodes", index, "targets"))
-            nodes.append(node.keys | ({"targets": targets} if targets else {}))
+            keys = dict(node.keys)
+            if "targets" in keys:
+                keys["targets"] = resolve(keys["targets"], ("nodes", index, "targets"))
+            if "on_error" in keys:
+                keys["on_error"] = self._resolve(keys["on_error"], ("nodes", index, "on_error"), wrong)
+            nodes.append(keys)
         edges = []
         for index, (from_node, to_node, keys) in enumerate(self._edges):
             ends = {"from_node": from_node, "to_node": to_node}
             edges.append({key: self._resolve(ref, ("edges", index, key), wrong) for key, ref in ends.items()} | keys)
-        points = {key: resolve(refs, (key,)) for key, refs in self._points.items() if refs}
+        named = {key: resolve(refs, (key,)) for key, refs in self._named.items() if refs}
         library = self._library()
-        graph, findings = check(self._keys | {"nodes": nodes, "edges": edges} | points, lambda _: (library, wrong))
+        graph, findings = check(self._keys | {"nodes": nodes, "edges": edges} | named, lambda _: (library, wrong))
         if graph is None:
             raise InvalidGraph(tuple(finding.fault() for finding in findings))
         return graph
@@ -180,7 +208,9 @@ class GraphBuilder:
                     functions[node.keys["id"]] = NodeFunction.of(node.function)
                 except Exception as error:  # annotations are the user's expressions, and raise what they like
                     refused[node.keys["id"]] = f"cannot be a node: {error}"
-        return Library(functions=functions, refused=refused, remedy="give the function itself to `node()`")
+        return Library(
+            functions=functions, refused=refused, remedy="give the function itself to `node()`", lifespan=self._lifespan
+        )
 
 
 def _name(node: NodeRef) -> str:
@@ -188,6 +218,25 @@ def _name(node: NodeRef) -> str:
         return node
     options: Mapping[str, Any] = getattr(node, MARK, {})
     return str(options.get("name") or getattr(node, "__name__", type(node).__name__))
+
+
+def _duration(value: Any) -> Any:
+    """As a graph file has it: a number of seconds becomes text."""
+    return duration_text(value) if type(value) in (int, float) else value
+
+
+def _retry(retry: Any) -> Any:
+    if not isinstance(retry, Retry):
+        return retry
+    waits = {"initial": _duration(retry.initial), "max": _duration(retry.max)}
+    return _given(**attrs.asdict(retry) | waits | {"on": list(retry.on) or None})
+
+
+def _limits(limits: Any) -> Any:
+    keys = attrs.asdict(limits) if isinstance(limits, Limits) else limits
+    if not isinstance(keys, Mapping):
+        return keys
+    return {key: _duration(value) if key == "timeout" else value for key, value in keys.items() if value is not None}
 
 
 def _given(**keys: Any) -> dict[str, Any]:

@@ -12,9 +12,14 @@ from typing import Any, Literal
 
 import attrs
 
+from tinyllm.graph.drawing import markdown
 from tinyllm.graph.node import NodeFunction
 
-Reducer = Literal["last", "append"]
+Reducer = Literal["last", "append", "add", "merge"]
+"""What becomes of a value that is written to a variable: see `variables.reduced`."""
+
+Lifespan = Callable[[], AbstractAsyncContextManager[Any]]
+"""A function that is decorated with `@lifespan`, or any other that makes such a context manager."""
 
 END = "$end"
 """Where the results of exits arrive: a join behind every graph that no graph can name (ids start with a letter)."""
@@ -116,7 +121,7 @@ class Graph:
     protected: tuple[str, ...] = ()
     """Nodes that tools which rewrite graphs must leave as they are; nothing here reads it."""
     functions: Mapping[str, NodeFunction] = attrs.field(factory=dict)
-    lifespan: Callable[[], AbstractAsyncContextManager[Any]] | None = None
+    lifespan: Lifespan | None = None
     """What makes `context.deps` for as long as an executor runs, where the executor was given none."""
     path: str | None = None
     """The absolute path of the file it was loaded from."""
@@ -124,6 +129,10 @@ class Graph:
     def __repr__(self) -> str:
         flow = f"{', '.join(self.entry_points)} -> {', '.join(self.exit_points)}"
         return f"<Graph {self.id} {self.version}: {len(self.nodes)} nodes, {len(self.edges)} edges, {flow}>"
+
+    def _repr_markdown_(self) -> str:
+        """What a notebook shows."""
+        return markdown(self)
 
     def function(self, node: Node) -> NodeFunction | None:
         """What `node` calls; None for kinds that call nothing."""

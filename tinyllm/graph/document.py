@@ -191,7 +191,7 @@ class Document:
             if event.value == "<<" and event.implicit[0]:
                 self._refuse_at(mark, "merge keys (`<<`) are not read in graph files; write the keys out")
             self._grow(mark, 1)
-            key = self._scalar(event)
+            key = self._key(event)
             at = (*path, key)
             if key not in items:
                 items[key] = self._value(self._loader.get_event(), at, mark)
@@ -207,6 +207,11 @@ class Document:
         places, self._places = self._places, {}
         self._value(self._loader.get_event(), path, mark)
         self._places = places
+
+    def _key(self, event: Any) -> Any:
+        """As a value, but `on`, which YAML 1.1 takes for true, is the word: nobody names a thing by a truth."""
+        key = self._scalar(event)
+        return event.value if isinstance(key, bool) else key
 
     def _scalar(self, event: Any) -> Any:
         """Text, or what it means: a decimal number, true, false or null.

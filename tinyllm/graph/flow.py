@@ -12,7 +12,7 @@ _MAX_GUESSES = 100
 """A guess takes time with the number of nodes, and of more dangling ids nobody reads the end of the list."""
 
 Steps = Mapping[str, Mapping[str, Path]]
-"""For each node, its successors, and the edge or target that makes each one so."""
+"""For each node, its successors, and the edge, target or `on_error` that makes each one so."""
 
 
 class Flow:
@@ -33,7 +33,7 @@ class Flow:
         self._guesses: dict[str, str | None] = {}
         steps: dict[str, dict[str, Path]] = {node: {} for node in ids}
         loose: dict[str, dict[str, Path]] = {node: {} for node in (*ids, UNKNOWN)}
-        before: dict[str, dict[str, Path]] = {node: {} for node in (*ids, UNKNOWN)}
+        results: dict[str, dict[str, Path]] = {node: {} for node in (*ids, UNKNOWN)}
         self._open_ends = 0
         for start, end, path in _all_steps(shape):
             self._open_ends += self._candidates(end) == (UNKNOWN,)
@@ -42,12 +42,14 @@ class Flow:
             for first in self._candidates(start):
                 for second in self._candidates(end):
                     loose[first].setdefault(second, path)
-                    before[second].setdefault(first, path)
+                    if path[-1] != "on_error":
+                        results[first].setdefault(second, path)
         self.steps: Steps = steps
         self.loose_steps: Steps = loose
-        self.before: Steps = before
-        self.entries = self._points("entry", "entry_points", before)
-        self.exits = self._points("exit", "exit_points", loose)
+        self.results: Steps = results
+        """The loose steps without those that a failure takes: a node whose result goes nowhere is an exit, or wrong."""
+        self.entries = self._points("entry", "entry_points", _reversed(loose))
+        self.exits = self._points("exit", "exit_points", results)
 
     def has(self, node: str) -> bool:
         return node in self._ids
@@ -111,17 +113,18 @@ class Flow:
         """Every result reaches an exit, or a node that `acts` on the outside; else it was computed for nothing."""
         if not self._nodes or "exit_points" in self._malformed:
             return
+        before = _reversed(self.results)
         if not self.exits:
-            if not self.before[UNKNOWN] and self._cycles_allowed:
+            if not before[UNKNOWN] and self._cycles_allowed:
                 yield Finding((), "every node leads to another one; write where the graph ends: `exit_points: [...]`")
             return
         if UNKNOWN in self.exits:
             return
         ends = [*self.exits, UNKNOWN, *(node.id for node in self._nodes.values() if acts(node))]
-        told = _closure(ends, self.before)  # of these, nothing (more) is to be said
+        told = _closure(ends, before)  # of these, nothing (more) is to be said
         for node in self._ids:
-            if node not in told and not self.loose_steps[node]:
-                told |= _closure([node], self.before)
+            if node not in told and not self.results[node]:
+                told |= _closure([node], before)
                 yield Finding(
                     self._ids[node],
                     f"nothing uses the result of `{node}`: add an edge from it, list it in `exit_points`, or, if it "
@@ -129,8 +132,8 @@ class Flow:
                 )
         for node in self._ids:
             if node not in told:
-                after = _closure([node], self.loose_steps)
-                told |= _closure(after, self.before)
+                after = _closure([node], self.results)
+                told |= _closure(after, before)
                 message = f"no path leads from `{node}` to an exit, only round {listed(sorted(after))}"
                 yield Finding(self._ids[node], message)
 
@@ -156,6 +159,17 @@ def _all_steps(shape: Shape) -> Iterator[tuple[str, str, Path]]:
     for path, node in shape.nodes:
         for index, target in enumerate(node.targets):
             yield node.id, target, (*path, "targets", index)
+        if node.on_error and node.on_error != node.id:
+            yield node.id, node.on_error, (*path, "on_error")
+
+
+def _reversed(steps: Steps) -> Steps:
+    """For each node, its predecessors."""
+    before: dict[str, dict[str, Path]] = {node: {} for node in steps}
+    for node, after in steps.items():
+        for successor, path in after.items():
+            before[successor][node] = path
+    return before
 
 
 def _closure(starts: Iterable[str], steps: Steps) -> set[str]:

@@ -26,8 +26,9 @@ from typing import Any
 import attrs
 
 from tinyllm.errors import GraphError
+from tinyllm.graph.definition import Lifespan
 from tinyllm.graph.findings import Finding, Path, did_you_mean, near
-from tinyllm.graph.node import MARK, NodeFunction
+from tinyllm.graph.node import LIFESPAN, MARK, NodeFunction
 
 
 @attrs.frozen(kw_only=True)
@@ -41,13 +42,16 @@ class Library:
     """Whether every file could be loaded. If not (which is a finding), a function may be missing for that alone."""
     remedy: str = ""
     """What to do about a function that is not here."""
+    lifespan: Lifespan | None = None
 
 
 def collect(names: Sequence[str], folder: str) -> tuple[Library, list[Finding]]:
-    """Load the files `names`, which are relative to `folder` and inside it, and gather their node functions."""
+    """Load the files `names`, which are relative to `folder` and inside it, and gather their node functions and their
+    lifespan function."""
     findings: list[Finding] = []
     found: dict[str, tuple[str, NodeFunction]] = {}
     refused: dict[str, str] = {}
+    lifespans: list[_LifespanIn] = []
     seen: set[str] = set()
     complete = True
     for index, name in enumerate(names):
@@ -66,7 +70,10 @@ def collect(names: Sequence[str], folder: str) -> tuple[Library, list[Finding]]:
             if not callable(value) or inspect.isclass(value):
                 continue
             here = getattr(value, "__module__", None) == module.__name__
-            if not isinstance(getattr(value, MARK, None), dict):
+            if getattr(value, LIFESPAN, None) is True:
+                lifespans.append(_LifespanIn(at, name, value, here))
+                refused[attribute] = "is a lifespan function, and no node function"
+            elif not isinstance(getattr(value, MARK, None), dict):
                 if here:
                     refused[attribute] = f"is not decorated with `@node` ({_place(value)})"
             elif not here:
@@ -82,6 +89,8 @@ def collect(names: Sequence[str], folder: str) -> tuple[Library, list[Finding]]:
                     both = f"both {other} and {name}" if other != name else f"{name} twice"
                     rename = 'rename one, or give it another name: `@node(name="...")`'
                     findings.append(Finding(at, f"function `{function.name}` is in {both}; {rename}"))
+    lifespan, wrong = _the_lifespan(lifespans)
+    findings += wrong
     library = Library(
         functions={name: function for name, (_, function) in found.items()},
         refused=refused,
@@ -89,8 +98,36 @@ def collect(names: Sequence[str], folder: str) -> tuple[Library, list[Finding]]:
         remedy=f"define it in {' or '.join(names)}, decorated with `@node`"
         if names
         else "name the file that defines it: `functions: [nodes.py]`",
+        lifespan=lifespan,
     )
     return library, findings
+
+
+@attrs.frozen
+class _LifespanIn:
+    """A lifespan function as a file has it; `here`: defined there, not imported."""
+
+    at: Path
+    file: str
+    function: Any
+    here: bool
+
+
+def _the_lifespan(found: Sequence[_LifespanIn]) -> tuple[Lifespan | None, list[Finding]]:
+    """The one that is defined in these files. Imported ones do not count: the files they are from may be listed too."""
+    defined = list({id(each.function): each for each in found if each.here}.values())
+    if len(defined) > 1:
+        first, second, *_ = defined
+        both = " and ".join(f"`{each.function.__name__}` ({_place(each.function)})" for each in (first, second))
+        return None, [
+            Finding(second.at, f"{both} are both lifespan functions, and a graph has one; let one use the other")
+        ]
+    if found and not defined:
+        imported = found[0]
+        name = imported.function.__name__
+        message = f"lifespan function `{name}` is imported into {imported.file}; list the file that defines it"
+        return None, [Finding(imported.at, message)]
+    return (defined[0].function if defined else None), []
 
 
 def locate(function: NodeFunction) -> tuple[str, str]:

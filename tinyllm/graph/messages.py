@@ -9,6 +9,8 @@ from typing import Any
 
 import attrs
 
+from tinyllm.graph.shown import call_of, line_of, markdown_of
+
 
 @attrs.frozen(kw_only=True)
 class ErrorInfo:
@@ -19,6 +21,9 @@ class ErrorInfo:
     node_id: str | None = None
     traceback: str | None = None
 
+    def __repr__(self) -> str:
+        return call_of(self, "traceback")
+
 
 @attrs.frozen
 class TaskPayload:
@@ -26,6 +31,9 @@ class TaskPayload:
 
     content: str
     metadata: Mapping[str, Any] = attrs.field(factory=dict, kw_only=True)
+
+    def __repr__(self) -> str:
+        return call_of(self)
 
 
 @attrs.frozen(kw_only=True)
@@ -52,6 +60,9 @@ class MessagePayload:
         """The node's value: `content` if it is text, else `structured`."""
         return self.structured if self.content is None else self.content
 
+    def __repr__(self) -> str:
+        return call_of(self)
+
 
 @attrs.frozen
 class Message:
@@ -64,6 +75,9 @@ class Message:
     message_id: str = attrs.field(factory=lambda: uuid.uuid4().hex, kw_only=True)
     parent_id: str | None = attrs.field(default=None, kw_only=True)
     created_at: datetime = attrs.field(factory=lambda: datetime.now(UTC), kw_only=True)
+
+    def __repr__(self) -> str:
+        return call_of(self, "created_at")
 
 
 @attrs.frozen(kw_only=True)
@@ -88,3 +102,9 @@ class TaskResponse:
     @property
     def success(self) -> bool:
         return self.status == "completed"
+
+    def __repr__(self) -> str:
+        return line_of(self)
+
+    def _repr_markdown_(self) -> str:
+        return markdown_of(self)

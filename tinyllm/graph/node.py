@@ -30,7 +30,7 @@ class NodeContext(Protocol):
 
     @property
     def deps(self) -> Any:
-        """What was given as `Executor(deps=...)`; None in a worker process."""
+        """What was given as `Executor(deps=...)`, else what the graph's lifespan yields; None in a worker process."""
 
     @property
     def trace_id(self) -> str: ...
@@ -195,7 +195,12 @@ def lifespan(function: Callable[[], AsyncIterator[Any]]) -> Callable[[], Any]:
         async def clients():
             async with httpx.AsyncClient() as client:
                 yield client
+
+    :raises TypeError: if it is none, or takes arguments.
     """
+    if not inspect.isasyncgenfunction(function) or inspect.signature(function).parameters:
+        name = getattr(function, "__name__", type(function).__name__)
+        raise TypeError(f"lifespan function {name!r} must be an `async def` without parameters that yields once")
     managed = asynccontextmanager(function)
     setattr(managed, LIFESPAN, True)
     return managed

@@ -14,6 +14,7 @@ from tinyllm.graph.values import MAX_BYTES, capture, digest, restore
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 _TAG = b'{"$payload":'  # a captured dict never starts so: the codec escapes keys that begin with "$"
+_WHOLE = b'{"$message":'
 
 
 def encode_payload(value: Any, path: str = "value") -> bytes:
@@ -50,12 +51,36 @@ def encode_payload(value: Any, path: str = "value") -> bytes:
 
 
 def decode_payload(body: bytes) -> MessagePayload:
+    body = payload_of(body)
     if not body.startswith(_TAG):
         return MessagePayload.of(restore(body))
     said = restore(body[len(_TAG) : -1])
     if said.get("error") is not None:
         said["error"] = ErrorInfo(**said["error"])
     return MessagePayload(**said)
+
+
+def encode_message(message: Message, path: str = "message") -> bytes:
+    """The body of a message that a program made and saves: its payload, and what no trace could tell again.
+
+    :raises ValueNotStorable: naming the path to the fault.
+    """
+    said = [message.trace_id, message.target_node, message.message_id, message.parent_id, message.created_at]
+    return _WHOLE + b"[" + capture(said, path) + b"," + encode_payload(message, f"{path}.payload") + b"]}"
+
+
+def decode_message(body: bytes, **known: Any) -> Message:
+    """The message of `body`; `known` is what a trace knows of it, where the body does not say it."""
+    if body.startswith(_WHOLE):
+        said, body = map(bytes, _items(body[len(_WHOLE) : -1]))
+        names = ("trace_id", "target_node", "message_id", "parent_id", "created_at")
+        known |= zip(names, restore(said), strict=True)
+    return Message(**known, payload=decode_payload(body))
+
+
+def payload_of(body: bytes) -> bytes:
+    """The body without what a message says beside its payload."""
+    return bytes(_items(body[len(_WHOLE) : -1])[1]) if body.startswith(_WHOLE) else body
 
 
 def encode_error(error: ErrorInfo) -> bytes:

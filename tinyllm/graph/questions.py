@@ -40,6 +40,25 @@ class Asked:
     answer: bytes | None = None
 
 
+def waiting(trace_id: str, node_id: str, activation: bytes, asked: Sequence[Asked]) -> Question | None:
+    """What an activation waits to be told: the last that it asked, unless that has an answer."""
+    if not asked or (last := asked[-1]).answer is not None:
+        return None
+    return Question(
+        trace_id=trace_id,
+        node_id=node_id,
+        activation_id=activation.hex(),
+        name=last.name,
+        prompt=last.prompt,
+        schema=last.schema,
+    )
+
+
+def answered(asked: Sequence[Asked], body: bytes) -> tuple[Asked, ...]:
+    """`asked`, when that has its answer."""
+    return (*asked[:-1], attrs.evolve(asked[-1], answer=body))
+
+
 def encode_asked(asked: Sequence[Asked]) -> bytes:
     return capture([[a.name, a.prompt, a.schema, None if a.answer is None else a.answer.decode()] for a in asked])
 

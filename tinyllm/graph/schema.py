@@ -8,18 +8,22 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from keyword import iskeyword
 from typing import Any, get_args
 
 import attrs
 
-from tinyllm.graph.definition import Edge, Node, Reducer
+from tinyllm.graph.definition import Edge, Limits, Node, Reducer, Retry
+from tinyllm.graph.durations import duration_text, parse_duration
 from tinyllm.graph.findings import Finding, Path, did_you_mean, listed, near, quoted, shown
 
-Rule = Callable[[Any, Path], Iterator[Finding]]
+Rule = Callable[[Any, Path], Iterable[Finding]]
 
 _GRAPH_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _NODE_ID = re.compile(r"[a-z][a-z0-9_\.]*")
+_WINDOW = re.compile(r"window\(([1-9][0-9]{0,17})\)")
 _MAX_DEPTH = 32
 
 UNKNOWN = ""
@@ -61,6 +65,56 @@ def _flag(value: Any, path: Path) -> Iterator[Finding]:
 def _count(value: Any, path: Path) -> Iterator[Finding]:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         yield Finding(path, f"must be a whole number from 1, not {shown(value)}")
+
+
+def _number(least: float, most: float = sys.float_info.max) -> Rule:
+    bounds = f"from {least:g}" if most == sys.float_info.max else f"from {least:g} to {most:g}"
+
+    def rule(value: Any, path: Path) -> Iterator[Finding]:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            yield Finding(path, f"must be a number {bounds}, not {shown(value)}")
+
+    return rule
+
+
+def _wait(value: Any, path: Path) -> Iterator[Finding]:
+    """A length of time, which may be none."""
+    try:
+        parse_duration(value)
+    except ValueError as error:
+        yield Finding(path, str(error))
+
+
+def _time(value: Any, path: Path) -> Iterator[Finding]:
+    """A length of time in which something can happen."""
+    yield from (wrong := list(_wait(value, path)))
+    if not wrong and not parse_duration(value):
+        yield Finding(path, f"must be longer than {value}; leave it out where nothing is to be limited")
+
+
+def _history(value: Any, path: Path) -> Iterator[Finding]:
+    if not isinstance(value, str) or (value not in ("all", "none") and not _WINDOW.fullmatch(value)):
+        hint = f"; write `window({value})`" if re.fullmatch("[1-9][0-9]*", str(value)) else ""
+        yield Finding(path, f"must be `all`, `none` or `window(N)` with N from 1, not {shown(value)}{hint}")
+
+
+def _exceptions(value: Any, path: Path) -> Iterator[Finding]:
+    yield from (wrong := list(_names(value, path)))
+    for index, name in enumerate([] if wrong else value):
+        if not all(part.isidentifier() and not iskeyword(part) for part in name.split(".")):
+            rule = "write it as in Python, `ValueError` or `httpx.HTTPError`"
+            yield Finding((*path, index), f"{quoted(name)} cannot be the name of an exception class; {rule}")
+
+
+def _retry(value: Any, path: Path) -> Iterator[Finding]:
+    if isinstance(value, dict):
+        yield from (wrong := RETRY.check(value, path))
+        if not wrong and (retry := _retry_of(value)).initial > retry.max:
+            longest = "" if "max" in value else f", which is {duration_text(retry.max)} by default"
+            yield Finding((*path, "initial"), f"is longer than `max`{longest}; make that longer as well")
+    elif any(_count(value, path)):
+        need = "must be a whole number of attempts from 1, or a mapping with `max_attempts`"
+        yield Finding(path, f"{need}, not {shown(value)}")
 
 
 def _weight(value: Any, path: Path) -> Iterator[Finding]:
@@ -181,6 +235,12 @@ class Keys:
         )
         return right
 
+    def check(self, value: Any, path: Path) -> list[Finding]:
+        """All that is wrong with a mapping."""
+        findings: list[Finding] = []
+        self.read(value, path, findings)
+        return findings
+
     def _takes(self) -> str:
         return listed(self.rules, len(self.rules)) if self.rules else "none"
 
@@ -189,6 +249,19 @@ def _unchecked(value: Any, path: Path) -> Iterator[Finding]:  # noqa: ARG001 - r
     yield from ()
 
 
+LIMITS = Keys("the limits of a graph", {"max_steps": _count, "timeout": _time, "max_concurrency": _count})
+RETRY = Keys(
+    "the retry of a node",
+    {
+        "max_attempts": _count,
+        "initial": _wait,
+        "max": _wait,
+        "factor": _number(1),
+        "jitter": _number(0, 1),
+        "on": _exceptions,
+    },
+    required=("max_attempts",),
+)
 GRAPH = Keys(
     "a graph",
     {
@@ -204,6 +277,9 @@ GRAPH = Keys(
         "allow_cycles": _flag,
         "functions": _names,
         "variables": _reducers,
+        "history": _history,
+        "limits": LIMITS.check,
+        "protected": _names,
     },
     required=("id", "nodes"),
 )
@@ -220,6 +296,9 @@ NODE = Keys(
         "max_concurrency": _count,
         "effects": _flag,
         "targets": _names,
+        "retry": _retry,
+        "timeout": _time,
+        "on_error": _word,
     },
     required=("id",),
 )
@@ -233,6 +312,30 @@ EDGE = Keys(
     {"from_node": _word, "to_node": _word, "condition": _text, "weight": _weight, "for_each": _flag},
     required=("from_node", "to_node"),
 )
+
+
+def _history_of(text: str) -> int | None:
+    window = _WINDOW.fullmatch(text)
+    return int(window[1]) if window else {"all": None, "none": 0}[text]
+
+
+def _retry_of(value: Any) -> Retry:
+    keys = value if isinstance(value, dict) else {"max_attempts": value}
+    return Retry(**_parsed(keys, {"initial": parse_duration, "max": parse_duration, "on": tuple}))
+
+
+def _limits_of(value: dict[str, Any]) -> Limits:
+    return Limits(**_parsed(value, {"timeout": parse_duration}))
+
+
+_Parsers = Mapping[str, Callable[[Any], Any]]
+_GRAPH_VALUES: _Parsers = {"history": _history_of, "limits": _limits_of, "protected": tuple}
+_NODE_VALUES: _Parsers = {"targets": tuple, "retry": _retry_of, "timeout": parse_duration}
+
+
+def _parsed(keys: Mapping[str, Any], parsers: _Parsers) -> dict[str, Any]:
+    """Well-formed keys, with what their values stand for."""
+    return {key: parsers[key](value) if key in parsers else value for key, value in keys.items()}
 
 
 @attrs.frozen
@@ -267,8 +370,8 @@ def read(definition: Any) -> Shape:
             right["config"] = CONFIG[right.get("type", "function")].read(right["config"], at, findings)
         # An id against the pattern is a fault, but edges can name it: to report these as well would be noise.
         if isinstance(item.get("id"), str) and item["id"]:
-            right |= {"id": item["id"], "targets": tuple(right.get("targets", ()))}
-            nodes.append((path, Node(**right)))
+            right["id"] = item["id"]
+            nodes.append((path, Node(**_parsed(right, _NODE_VALUES))))
     if isinstance(definition, dict) and definition.get("nodes") == []:
         findings.append(Finding(("nodes",), "a graph needs at least one node"))
     edges = []
@@ -276,7 +379,7 @@ def read(definition: Any) -> Shape:
         right = EDGE.read(item, path, findings)
         right.pop("weight", None)
         edges.append((path, Edge(**{"from_node": UNKNOWN, "to_node": UNKNOWN} | right)))
-    return Shape(keys, malformed, tuple(nodes), tuple(edges), tuple(findings))
+    return Shape(_parsed(keys, _GRAPH_VALUES), malformed, tuple(nodes), tuple(edges), tuple(findings))
 
 
 def _items(value: Any, path: Path, example: str, findings: list[Finding]) -> Iterator[tuple[Path, Any]]:

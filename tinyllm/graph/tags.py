@@ -1,6 +1,6 @@
 """The closed registry of tags: how captured JSON says what JSON has no word for.
 
-A tag is an object with a single key that begins with `$`:
+A tag is an object with a single key that begins with `$`::
 
     {"$tuple": [item, ...]}                a namedtuple too: the receiver's annotation restores its class
     {"$set": [item, ...]}                  in the order of the items' own bytes: the same in every process

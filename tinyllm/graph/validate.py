@@ -53,6 +53,7 @@ def check(definition: Any, load: Load, path: str | None = None) -> tuple[Graph |
         "exit_points": flow.exits,
         "variables": MappingProxyType(keys.get("variables", {})),
         "functions": MappingProxyType({n.call: library.functions[n.call] for n in nodes if n.type == "function"}),
+        "lifespan": library.lifespan,
         "path": path,
     }
     return Graph(**keys), []
@@ -76,10 +77,16 @@ def _check_nodes(shape: Shape, ids: Mapping[str, Path]) -> Iterator[Finding]:
                 "max_concurrency": node.max_concurrency,
                 "effects": node.effects,
                 "targets": node.targets,
+                "retry": node.retry,
+                "timeout": node.timeout,
+                "on_error": node.on_error,
             }
             for key, value in calls.items():
                 if value:
                     yield Finding((*path, key), f"an {node.type} node calls no function; remove `{key}`")
+        elif node.on_error == node.id:
+            remedy = "name another one, or let this one `retry`"
+            yield Finding((*path, "on_error"), f"`{node.id}` cannot take over from itself; {remedy}")
 
 
 def _check_edges(shape: Shape) -> Iterator[Finding]:
@@ -108,7 +115,8 @@ def _check_ids(shape: Shape, flow: Flow) -> Iterator[Finding]:
     named = [((*path, "from_node"), edge.from_node) for path, edge in shape.edges]
     named += [((*path, "to_node"), edge.to_node) for path, edge in shape.edges]
     named += [((*path, "targets", index), node) for path, n in shape.nodes for index, node in enumerate(n.targets)]
-    for key in ("entry_points", "exit_points"):
+    named += [((*path, "on_error"), node.on_error) for path, node in shape.nodes if node.on_error]
+    for key in ("entry_points", "exit_points", "protected"):
         named += [((key, index), node) for index, node in enumerate(shape.keys.get(key, ()))]
     for path, node in named:
         if node != UNKNOWN and not flow.has(node):

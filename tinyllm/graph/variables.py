@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, Protocol, assert_never
 
-from tinyllm.errors import ValueNotStorable
+import msgspec
+
+from tinyllm.errors import ValueMismatch, ValueNotStorable
+from tinyllm.graph.definition import Reducer
+from tinyllm.graph.tags import short
 from tinyllm.graph.values import capture, restore
 
 Order = tuple[int, tuple[int, ...], int, str, int]
-"""By which appended items are presented: depth of cause, fan-out path, place of the node in the graph, activation id,
+"""By which items are presented: depth of cause, fan-out path, place of the node in the graph, activation id,
 ordinal. What caused comes before what it caused; what is concurrent is ordered the same way in every execution."""
+
+_decode_order = msgspec.json.Decoder(Order).decode
+
+
+class StoredRow(Protocol):
+    """What a store keeps of one change of a variable: its full value, or an item with its `Order` as JSON."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def body(self) -> bytes: ...
+    @property
+    def order(self) -> bytes | None: ...
 
 
 def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
@@ -26,7 +44,8 @@ def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
 
 
 class Version:
-    """One version of one variable: a full value and the items appended to it since.
+    """One version of one variable: a full value and the items appended to it since. It is presented as the list with
+    the items at its end, or as the dict updated by each of the items, which are dicts then.
 
     All versions of a chain share one growing list of items, of which each sees the first `count`: appending costs the
     item, not the list. The object is decoded once, when first read, and lent to all readers.
@@ -42,6 +61,16 @@ class Version:
         self.count = count
         self._value: Any = _UNREAD
 
+    @classmethod
+    def stored(cls, rows: Sequence[StoredRow]) -> Version:
+        """The version that a store keeps as `rows`: first the full value, then its items."""
+        full, *items = rows
+        version = cls(full.seq, full.body)
+        for item in items:
+            assert item.order is not None
+            version = version.appended(_decode_order(item.order), item.body)
+        return version
+
     def appended(self, order: Order, item: bytes) -> Version:
         """The next version. Only the newest version of a chain may be appended to; one that was made from it before,
         and given up, is overwritten."""
@@ -52,10 +81,19 @@ class Version:
     def value(self) -> Any:
         if self._value is _UNREAD:
             value = restore(self.body)
-            if self.count:
-                value.extend(restore(item) for _, item in sorted(self._items[: self.count]))
+            items = (restore(item) for _, item in sorted(self._items[: self.count]))
+            if isinstance(value, list):
+                value.extend(items)
+            else:
+                for item in items:
+                    value.update(item)
             self._value = value
         return self._value
+
+    @property
+    def captured(self) -> bytes:
+        """The whole value as one."""
+        return capture(self.value) if self.count else self.body
 
     def fresh(self) -> Version:
         """The same bytes, with an object of its own."""
@@ -66,6 +104,60 @@ class Version:
 
 
 _UNREAD = object()
+
+
+def reduced(key: str, reducer: Reducer, present: Version | None, body: bytes) -> tuple[bytes | None, bytes | None]:
+    """What a write of `body` records: a new full value, or None where the present one stays; then an item that is
+    appended to it, or None. `present` is None for a variable that is not there yet.
+
+        last     what is written
+        append   a list; what is written is one more item
+        add      a number; what is written is added to it
+        merge    a dict; the keys of what is written replace its own
+
+    :raises ValueMismatch: what is written, or what is there, does not fit the reducer.
+    """
+    match reducer:
+        case "last":
+            return body, None
+        case "append":
+            if present is not None and not present.body.startswith(b"["):
+                raise _misfit(key, reducer, "holds", present.body, "a list")
+            return (b"[]" if present is None else None), body
+        case "merge":
+            if not _is_dict(body):
+                raise _misfit(key, reducer, "was given", body, "a dict")
+            if present is not None and not _is_dict(present.body):
+                raise _misfit(key, reducer, "holds", present.body, "a dict")
+            return (b"{}" if present is None else None), body
+        case "add":
+            if not _is_number(number := restore(body)):
+                raise _misfit(key, reducer, "was given", body, "a number")
+            if present is None:
+                return body, None
+            if not _is_number(present.value):
+                raise _misfit(key, reducer, "holds", present.captured, "a number")
+            try:
+                return capture(present.value + number, f"variables[{key!r}]"), None
+            except (TypeError, ArithmeticError, ValueNotStorable) as error:  # a Decimal and a float, or too large
+                raise ValueMismatch(f"variables[{key!r}]", f"has the reducer add, which failed: {error}") from None
+        case _:
+            assert_never(reducer)
+
+
+def _is_dict(body: bytes) -> bool:
+    """By how it was captured: other kinds than JSON's are objects whose only key begins with `$`."""
+    return body.startswith(b"{") and (not body.startswith(b'{"$') or body.startswith(b'{"$dict"'))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float | Decimal) and not isinstance(value, bool)
+
+
+def _misfit(key: str, reducer: Reducer, verb: str, body: bytes, wanted: str) -> ValueMismatch:
+    value = restore(body)
+    reason = f"has the reducer {reducer}, but {verb} {short.repr(value)} of type {type(value).__name__}, not {wanted}"
+    return ValueMismatch(f"variables[{key!r}]", reason)
 
 
 class Variables(Mapping[str, Any]):

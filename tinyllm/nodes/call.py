@@ -9,23 +9,28 @@ import inspect
 import logging
 import os
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from functools import cached_property
 from typing import Any
 
+import anyio.from_thread
 import attrs
 
 from tinyllm.errors import NodeError, TinyLLMError, ValueMutated, ValueNotStorable
 from tinyllm.graph.ids import idempotency_key
 from tinyllm.graph.messages import ErrorInfo, Message
-from tinyllm.graph.node import NodeFunction, Result, Send
+from tinyllm.graph.node import NodeFunction, Pause, Result, Send
 from tinyllm.graph.payload import Captured, encode_payload
-from tinyllm.graph.structure import structurer
-from tinyllm.graph.values import capture
+from tinyllm.graph.questions import Asked, schema_of
+from tinyllm.graph.structure import structure, structurer
+from tinyllm.graph.values import capture, restore
 from tinyllm.graph.variables import Variables, Version, capture_variables
 
 ERROR_TEXT = 20_000
 """Characters that are recorded of an error's text, and of its traceback."""
+
+Save = Callable[[bytes], Coroutine[Any, Any, None]]
+"""Records a captured value as a running activation's progress; returns when it is durable."""
 
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
@@ -42,6 +47,9 @@ class Call:
     sources: tuple[tuple[int, str], ...]
     """(message seq, source node) of what the input came from."""
     versions: Mapping[str, Version]
+    progress: bytes | None = None
+    asked: tuple[Asked, ...] = ()
+    """What it asked in earlier starts, with the answers."""
 
 
 @attrs.frozen
@@ -52,14 +60,28 @@ class Output:
     sets: tuple[tuple[str, bytes], ...] = ()
     goto: tuple[str, ...] | None = None
     sends: tuple[tuple[str, bytes], ...] | None = None
+    status: str | None = None
+    tokens: tuple[int, int] = (0, 0)
+    """In, out."""
+
+
+@attrs.frozen
+class Failure:
+    """Why an attempt failed. `kinds`: the names of the exception's class and its bases, by which retries choose."""
+
+    error: ErrorInfo
+    kinds: tuple[str, ...] = ()
 
 
 class Context:
-    """The `NodeContext` that a function gets."""
+    """The `NodeContext` that a `def` gets; it may be used from the thread, or process, that runs the function."""
 
-    def __init__(self, call: Call, deps: Any) -> None:
+    def __init__(self, call: Call, deps: Any, save: Save | None) -> None:
         self._call = call
+        self._save = save
         self._sets: dict[str, Any] = {}
+        self._questions = 0
+        self.tokens = (0, 0)
         self.deps = deps
         self.variables: Mapping[str, Any] = Variables(call.versions)
 
@@ -94,6 +116,48 @@ class Context:
     def sets(self) -> Mapping[str, Any]:
         return self._sets
 
+    def add_tokens(self, tokens_in: int = 0, tokens_out: int = 0) -> None:
+        if not all(isinstance(count, int) and count >= 0 for count in (tokens_in, tokens_out)):
+            raise NodeError(self.node_id, f"tokens are counted in whole numbers, not {tokens_in!r} and {tokens_out!r}")
+        self.tokens = (self.tokens[0] + tokens_in, self.tokens[1] + tokens_out)
+
+    @property
+    def progress(self) -> Any:
+        return None if self._call.progress is None else restore(self._call.progress)
+
+    def save_progress(self, value: Any) -> Any:
+        save, body = self._saver(value)
+        anyio.from_thread.run(save, body)
+
+    def ask(self, prompt: str, *, name: str | None = None, schema: Any = None) -> Any:
+        self._questions += 1
+        if name is None:
+            name = "answer" if self._questions == 1 else f"answer_{self._questions}"
+        for asked in self._call.asked:
+            if asked.name == name and asked.answer is not None:
+                answer = restore(asked.answer)
+                is_type = schema is not None and not isinstance(schema, Mapping)
+                return structure(answer, schema, f"nodes.{self.node_id}: answer {name!r}") if is_type else answer
+        raise Pause(prompt, name=name, schema=schema)
+
+    def _saver(self, value: Any) -> tuple[Save, bytes]:
+        if self._save is None:
+            raise NodeError(self.node_id, "a worker process cannot save progress; leave out `process: true`")
+        body = capture(value, f"nodes.{self.node_id}: progress")
+        self._call = attrs.evolve(self._call, progress=body)
+        return self._save, body
+
+
+class AsyncContext(Context):
+    """The one that an `async def` gets."""
+
+    async def save_progress(self, value: Any) -> None:
+        save, body = self._saver(value)
+        await save(body)
+
+    async def ask(self, prompt: str, *, name: str | None = None, schema: Any = None) -> Any:
+        return super().ask(prompt, name=name, schema=schema)
+
 
 class Caller:
     """Turns calls into arguments, and results into outputs, for one function."""
@@ -105,8 +169,8 @@ class Caller:
         self._messages = function.annotation in (Message, list[Message])
         self._structure = None if self._messages else structurer(function.annotation)
 
-    def prepare(self, call: Call) -> Prepared:
-        """The arguments of one call.
+    def prepare(self, call: Call, save: Save | None = None) -> Prepared:
+        """The arguments of one call. `save` is None where nothing can be saved from.
 
         :raises ValueMismatch: the input does not fit the parameter's annotation.
         """
@@ -114,7 +178,8 @@ class Caller:
             # Objects of its own for each call: a change is then found where it was made.
             fresh = {key: version.fresh() for key, version in call.versions.items()}
             call = attrs.evolve(call, input=call.input.fresh(), versions=fresh)
-        context = Context(call, self._deps) if self.function.wants_context else None
+        kind = AsyncContext if self.function.is_async else Context
+        context = kind(call, self._deps, save) if self.function.wants_context else None
         arguments: list[Any] = []
         if self.function.wants_input:
             if self._messages:
@@ -135,8 +200,13 @@ class Caller:
             _check_unchanged(prepared)
         node_id = prepared.call.node_id
         sets = {} if prepared.context is None else dict(prepared.context.sets)
+        tokens = (0, 0) if prepared.context is None else prepared.context.tokens
         goto: tuple[str, ...] | None = None
+        status: str | None = None
         if isinstance(returned, Result):
+            status = returned.status
+            if not isinstance(status, str | None):
+                raise NodeError(node_id, f"the status of a result is a word, not {status!r}")
             sets.update(returned.set)
             if returned.goto is not None:
                 goto = (returned.goto,) if isinstance(returned.goto, str) else tuple(returned.goto)
@@ -151,8 +221,8 @@ class Caller:
                 (item.node, encode_payload(item.value, f"nodes.{node_id}: send[{index}]"))
                 for index, item in enumerate(returned)
             )
-            return Output(b"null", captured, None, sends)
-        return Output(encode_payload(returned, f"nodes.{node_id}: value"), captured, goto)
+            return Output(b"null", captured, None, sends, None, tokens)
+        return Output(encode_payload(returned, f"nodes.{node_id}: value"), captured, goto, None, status, tokens)
 
     @staticmethod
     def _as_messages(call: Call) -> Message | list[Message]:
@@ -173,7 +243,37 @@ class Prepared:
     context: Context | None
 
 
-def error_info(node_id: str, error: BaseException, function: NodeFunction | None = None) -> ErrorInfo:
+def asked_by(node_id: str, pause: Pause) -> Asked:
+    """The question that a node raised.
+
+    :raises ValueNotStorable: there is no JSON Schema for what it wants.
+    """
+    return Asked(pause.name, str(pause.prompt), schema_of(pause.schema, f"nodes.{node_id}: schema of {pause.name!r}"))
+
+
+def pause_in(raised: BaseException) -> Pause:
+    """The `Pause` that was raised, perhaps in a task group.
+
+    :raises BaseException: what was raised besides, or instead.
+    """
+    while isinstance(raised, BaseExceptionGroup):
+        pauses, others = raised.split(Pause)
+        if pauses is None:
+            break
+        if others is not None:
+            raise others
+        raised = pauses.exceptions[0]
+    if not isinstance(raised, Pause):
+        raise raised
+    return raised
+
+
+def failure(node_id: str, error: BaseException, function: NodeFunction | None = None) -> Failure:
+    kinds = (kind.__name__ for kind in type(error).__mro__ if kind is not object)
+    return Failure(_error_info(node_id, error, function), tuple(kinds))
+
+
+def _error_info(node_id: str, error: BaseException, function: NodeFunction | None) -> ErrorInfo:
     """The failure as it is recorded, with the traceback inside the user's code; for one that arose before or behind it
     (in the value it was to get, or returned), the place of `function`."""
     theirs = users_frames(traceback.extract_tb(error.__traceback__))

@@ -11,12 +11,12 @@ from functools import cache
 
 from tinyllm.errors import UnguardedMain
 from tinyllm.graph.functions import load
-from tinyllm.graph.messages import ErrorInfo
-from tinyllm.graph.node import NodeFunction
-from tinyllm.nodes.call import Call, Caller, Output, error_info
+from tinyllm.graph.node import NodeFunction, Pause
+from tinyllm.graph.questions import Asked
+from tinyllm.nodes.call import Call, Caller, Failure, Output, asked_by, failure
 
 
-def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -> Output | ErrorInfo:
+def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -> Output | Asked | Failure:
     """Runs in the worker. A failure comes back as data: an exception of the user's may not survive pickling."""
     _leave_signals_to_parent()
     _die_with_parent()
@@ -25,9 +25,12 @@ def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -
         caller = _caller(path, qualname, debug_mutation)
         function = caller.function
         prepared = caller.prepare(call)
-        return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
+        try:
+            return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
+        except Pause as pause:
+            return asked_by(call.node_id, pause)
     except (Exception, SystemExit) as error:
-        return error_info(call.node_id, error, function)
+        return failure(call.node_id, error, function)
 
 
 def refuse_in_worker_start() -> None:

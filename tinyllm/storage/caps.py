@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from tinyllm.errors import ValueNotStorable
-from tinyllm.storage.contract import Delta
+from tinyllm.storage.contract import ActivationRow, Delta, Leave, StateChange
 
 MESSAGE_CAP = 64 * 1024 * 1024
-"""Bytes of one message, one change of a variable, or one error. What is larger belongs into a file."""
+"""Bytes of one message, one change of a variable, one error, ... What is larger belongs into a file."""
 
 
 def too_big(delta: Delta) -> ValueNotStorable | None:
@@ -17,10 +17,21 @@ def too_big(delta: Delta) -> ValueNotStorable | None:
     for variable in delta.variables:
         if len(variable.body) > MESSAGE_CAP:
             return _refused(f"variables[{variable.key!r}]", variable.body)
-    for error in (delta.error, *(row.error for row in delta.activations), *(row.error for row in delta.changed)):
-        if error is not None and len(error) > MESSAGE_CAP:
-            return _refused("error", error)
+    if delta.error is not None and len(delta.error) > MESSAGE_CAP:
+        return _refused("error", delta.error)
+    rows: list[ActivationRow | StateChange] = [*delta.activations, *delta.changed]
+    for row in rows:
+        for what, body in (("error", row.error), ("progress", row.progress), ("questions", row.asked)):
+            if body is not None and len(body) > MESSAGE_CAP:
+                return _refused(what, body)
     return None
+
+
+def answer_too_big(left: Leave) -> ValueNotStorable | None:
+    """The refusal of an answer that is larger than a message may be."""
+    if left.body is None or len(left.body) <= MESSAGE_CAP:
+        return None
+    return _refused(f"answer to {left.name!r}", left.body)
 
 
 def definition_too_big(definition: bytes) -> ValueNotStorable | None:

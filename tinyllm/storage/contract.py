@@ -8,15 +8,23 @@ number is not above the checkpoint's mark and, for an activation, when it had no
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
-from typing import Literal, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, Protocol, TypeVar
 
 import attrs
+
+from tinyllm.storage.direct import DirectUse
+from tinyllm.storage.records import CheckpointRecord as CheckpointRecord
+
+T = TypeVar("T")
 
 Status = Literal["queued", "running", "paused", "completed", "failed", "cancelled", "interrupted", "quarantined"]
 """`interrupted` is never stored: it is a `running` trace without a live owner."""
 
 TERMINAL: frozenset[Status] = frozenset({"completed", "failed", "cancelled", "quarantined"})
+
+UNOWNED: frozenset[Status] = TERMINAL | {"paused"}
+"""A delta with one of these gives the trace up: nothing can run until somebody acquires it again."""
 
 ActivationState = Literal["planned", "buffered", "paused", "failed", "cancelled"]
 """`buffered`: a join's round that still collects arrivals. Running is not a state: after a crash it means nothing."""
@@ -54,6 +62,8 @@ class ActivationRow:
     It reads message `message` (its item number `item`, for a `for_each` edge); a join's round reads its arrivals
     instead (`message` is None). `id` is 16 bytes, empty while a round is `buffered`. `depth` is the length of the
     longest chain of causes, `path` the fan-out indexes on the way: together with `id` they order what is concurrent.
+
+    From `state` on, what a `StateChange` replaces as a whole.
     """
 
     seq: int
@@ -66,6 +76,14 @@ class ActivationRow:
     state: ActivationState = "planned"
     attempts: int = 0
     error: bytes | None = None
+    tries: int = 0
+    """Of `attempts`, those that count against the present budget: an explicit resume grants a new one."""
+    due: float | None = None
+    """When the next attempt may start, UTC seconds: a back-off outlives its process."""
+    progress: bytes | None = None
+    """What the node saved of its own progress: a captured value."""
+    asked: bytes | None = None
+    """What the node asked, in order, as captured JSON: see `tinyllm.graph.questions`."""
 
 
 @attrs.frozen
@@ -91,12 +109,29 @@ class Fired:
 
 @attrs.frozen
 class StateChange:
-    """A live activation's new state, without an end: a failed attempt, a pause."""
+    """A live activation's new state, without an end: a failed attempt, a pause, an answer, saved progress. It replaces
+    all fields of the row from `state` on."""
 
     activation: int
     state: ActivationState
     attempts: int
     error: bytes | None = None
+    tries: int = 0
+    due: float | None = None
+    progress: bytes | None = None
+    asked: bytes | None = None
+
+    def applied_to(self, row: ActivationRow) -> ActivationRow:
+        return attrs.evolve(
+            row,
+            state=self.state,
+            attempts=self.attempts,
+            error=self.error,
+            tries=self.tries,
+            due=self.due,
+            progress=self.progress,
+            asked=self.asked,
+        )
 
 
 VariableKind = Literal["full", "append", "deleted"]
@@ -105,7 +140,8 @@ VariableKind = Literal["full", "append", "deleted"]
 @attrs.frozen
 class VariableRow:
     """One change of one variable. `base` is the seq of the full row that its chain starts with (its own, if full or
-    deleted). An `append` row's body is one item; `order` (JSON) is the key by which items are presented."""
+    deleted). An `append` row's body is one item (of a list) or the keys to update (of a dict); `order` (JSON) is the
+    key by which they are presented."""
 
     seq: int
     key: str
@@ -125,6 +161,8 @@ class StepRow:
     ended_at: float
     duration_ms: float
     attempts: int = 1
+    status: str | None = None
+    """The word that the node itself gave its result, as `Result(status=...)`."""
 
 
 @attrs.frozen
@@ -132,6 +170,7 @@ class Counts:
     """How many rows a checkpoint sees; fewer found means rows are missing, which row checksums cannot show."""
 
     messages: int = 0
+    """Of the history, since its beginning; of a history with a window only the last ones are kept and shown."""
     frontier: int = 0
     arrivals: int = 0
     """Of the rounds in the frontier."""
@@ -166,6 +205,18 @@ class Delta:
     steps: tuple[StepRow, ...] = ()
     error: bytes | None = None
     """The trace's error (an `ErrorInfo`), with the status `failed`."""
+    generation: int = 1
+    generation_step: int = 0
+    """The step after which the generation began."""
+    elapsed: float = 0.0
+    """Seconds for which the trace was being executed, over all resumes, without the pauses between them."""
+    tokens_in: int = 0
+    tokens_out: int = 0
+    """Tokens that nodes reported, since the beginning of the trace."""
+    task: str | None = None
+    """The digest of a task that this delta adds to the history (admission has its own, in `Admit`)."""
+    consumed: tuple[int, ...] = ()
+    """Ids of the commands that this delta carries out: they are consumed with it, or not at all."""
     size: int = 0
     """Bytes of all bodies."""
 
@@ -203,6 +254,8 @@ class Admit:
     graph_path: str | None
     task_digest: str
     owner: str | None
+    history: int | None = None
+    """How many of the newest messages of the history are kept: None all, 0 none. Fixed for the life of the trace."""
     first: Delta
 
 
@@ -234,16 +287,16 @@ class Append:
 @attrs.frozen
 class Acquire:
     """Make `owner` the owner of a trace, if its epoch is still `epoch`. -> `Acquired` (the epoch is one higher), or
-    `OwnershipLost`. `definition` and `fingerprint` replace the graph that the trace is recorded with. A trace whose
-    status is not `running` becomes `running`."""
+    `OwnershipLost`. `definition`, `fingerprint` and `graph_path` replace the graph that the trace is recorded with,
+    unless `definition` is None. A trace whose status is not `running` becomes `running`."""
 
     trace: int
     trace_id: str
     epoch: int
     owner: str
-    fingerprint: str
-    definition: bytes
-    graph_path: str | None
+    fingerprint: str = ""
+    definition: bytes | None = None
+    graph_path: str | None = None
 
 
 @attrs.frozen
@@ -254,10 +307,53 @@ class Release:
     epoch: int
 
 
+CommandKind = Literal["pause", "cancel", "answer"]
+
+
+@attrs.frozen
+class Leave:
+    """Leave a command for whoever owns the trace, now or next. -> `Left`.
+
+    A `pause` or `cancel` that is there already is the same one. An `answer` is to the question `name` of the activation
+    `activation` (its 16 bytes) and is given once, also when it was consumed long ago: a second one is
+    `AlreadyAnswered`, until the activation is pruned. A trace whose status is in `TERMINAL` takes none: `TraceEnded`;
+    where there is no trace: `TraceNotFound`.
+    """
+
+    trace: int
+    trace_id: str
+    kind: CommandKind
+    activation: bytes | None = None
+    name: str | None = None
+    body: bytes | None = None
+
+
+@attrs.frozen
+class Label:
+    """Name a kept checkpoint, or take its name away (None): a labelled one is not pruned. Nobody has to own the trace.
+    -> `Done`, or `CheckpointNotFound`."""
+
+    trace: int
+    trace_id: str
+    rev: int
+    label: str | None
+
+
+@attrs.frozen
+class Drop:
+    """Drop one checkpoint, labelled or not, and all that no other one needs. -> `Pruned` (0: it was not there), or
+    `CheckpointInUse`: it is the newest, which is the trace's present state, the first, or a fork starts from it."""
+
+    trace: int
+    trace_id: str
+    rev: int
+
+
 @attrs.frozen
 class Prune:
     """Drop at most `limit` of the checkpoints older than the newest `keep`, and all that no kept one needs.
-    The first checkpoint, labelled and pinned ones stay. -> `Pruned`."""
+    The first checkpoint, labelled and pinned ones stay. Of a history with a window goes what lies before the windows of
+    all that are kept. -> `Pruned`."""
 
     trace: int
     keep: int
@@ -272,7 +368,7 @@ class Delete:
     trace: int
 
 
-Write = Admit | Fork | Append | Acquire | Release | Prune | Delete
+Write = Admit | Fork | Append | Acquire | Release | Leave | Label | Drop | Prune | Delete
 
 
 @attrs.frozen
@@ -293,6 +389,12 @@ class Acquired:
 
 
 @attrs.frozen
+class Left:
+    command: int
+    """Its id: they rise in the order in which they were left."""
+
+
+@attrs.frozen
 class Pruned:
     checkpoints: int
 
@@ -302,7 +404,7 @@ class Done:
     pass
 
 
-Outcome = Admitted | Appended | Acquired | Pruned | Done | Exception
+Outcome = Admitted | Appended | Acquired | Left | Pruned | Done | Exception
 """What became of one write. An exception here is that write's alone: the others of its batch are durable."""
 
 
@@ -320,6 +422,10 @@ class TraceRecord:
     graph_path: str | None
     fingerprint: str
     task_digest: str
+    last_task: str
+    """The digest of the task that was last added to the history."""
+    history: int | None
+    """As in `Admit`."""
     status: Status
     step: int
     rev: int
@@ -338,22 +444,8 @@ class TraceRecord:
     updated_at: float
     error: bytes | None
 
-
-@attrs.frozen(kw_only=True)
-class CheckpointRecord:
-    """One kept checkpoint. `id` is `<trace id>@<rev>`."""
-
-    id: str
-    trace_id: str
-    graph_id: str
-    rev: int
-    step: int
-    node_id: str | None
-    status: Status
-    created_at: float
-    label: str | None
-    message_count: int
-    frontier_count: int
+    def __repr__(self) -> str:
+        return f"<TraceRecord {self.trace_id!r} of {self.graph_id!r}, {self.status} at step {self.step}>"
 
 
 @attrs.frozen(kw_only=True)
@@ -373,6 +465,24 @@ class Snapshot:
     """By seq: all that the frontier and its arrivals read."""
     variables: Mapping[str, tuple[VariableRow, ...]]
     """By key: the full row, then its appended rows by seq. Deleted keys are absent."""
+    generation: int = 1
+    generation_step: int = 0
+    elapsed: float = 0.0
+    tokens_in: int = 0
+    tokens_out: int = 0
+
+
+@attrs.frozen
+class Command:
+    """A command that was left and not yet consumed. `created_at` is UTC seconds."""
+
+    id: int
+    trace: int
+    kind: CommandKind
+    activation: bytes | None
+    name: str | None
+    body: bytes | None
+    created_at: float
 
 
 # -- the store -------------------------------------------------------------------------------------------------
@@ -388,7 +498,21 @@ class HighWater(Protocol):
         """The trace ended or was given up: nothing is lost."""
 
 
-class CheckpointStorage(ABC):
+class Reads(Protocol):
+    """What code that is not async may read; each as the method of `CheckpointStorage` that is called so."""
+
+    def load(self, trace_id: str, rev: int | None) -> Snapshot: ...
+
+    def definition(self, trace_id: str) -> bytes: ...
+
+    def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]: ...
+
+    def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]: ...
+
+    def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]: ...
+
+
+class CheckpointStorage(DirectUse, ABC):
     """Where traces are kept.
 
     All methods may be called from any task of the event loop that called `initialize()`, and at the same time. A store
@@ -451,7 +575,7 @@ class CheckpointStorage(ABC):
     @abstractmethod
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
         """The state at the newest checkpoint, or at the one of `rev`, exactly as it was then. (Of an older frontier,
-        all that is not `buffered` is `planned`, without attempts or errors.)
+        all that is not `buffered` is `planned`, without attempts, errors, progress or questions.)
 
         :raises TraceNotFound: no such trace.
         :raises CheckpointNotFound: `rev` has no checkpoint.
@@ -480,6 +604,20 @@ class CheckpointStorage(ABC):
 
         :raises CheckpointNotFound: naming what is kept.
         """
+
+    @abstractmethod
+    def read_now(self, question: Callable[[Reads], T]) -> T:
+        """What `question` returns, with one consistent view of the store: for records, which are read when they are
+        looked at. It blocks the calling thread, which is that of the event loop, until it has been answered; so it must
+        ask for little. Being cancelled does not matter to it.
+
+        :raises StorageNotOpen: the store is closed.
+        """
+
+    @abstractmethod
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
+        """What was left and not yet consumed, by id: for the traces of `owner`, or for one trace. Cheap where there is
+        nothing: it is asked about once a second."""
 
     # -- ownership: called by the lease keeper from a thread of its own ----------------------------------------
 

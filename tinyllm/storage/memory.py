@@ -6,20 +6,19 @@ and a transaction without more ado.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice
-from threading import Lock
-from time import monotonic, time
-from typing import assert_never
+from time import time
+from typing import TypeVar, assert_never
 from weakref import WeakValueDictionary
 
 import attrs
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, StorageNotOpen, TraceExists, TraceNotFound
 from tinyllm.storage import near, owners
-from tinyllm.storage.caps import definition_too_big, too_big
+from tinyllm.storage.caps import answer_too_big, definition_too_big, too_big
 from tinyllm.storage.contract import (
-    TERMINAL,
+    UNOWNED,
     Acquire,
     Acquired,
     Admit,
@@ -28,16 +27,21 @@ from tinyllm.storage.contract import (
     Appended,
     CheckpointRecord,
     CheckpointStorage,
+    Command,
     Delete,
     Delta,
     Done,
+    Drop,
     Fork,
     HighWater,
+    Label,
+    Leave,
     MessageRow,
     Outcome,
     Owner,
     Prune,
     Pruned,
+    Reads,
     Release,
     Snapshot,
     Status,
@@ -46,29 +50,10 @@ from tinyllm.storage.contract import (
     TraceRecord,
     Write,
 )
+from tinyllm.storage.memory_leases import HighWaterInMemory, Leases
 from tinyllm.storage.memory_trace import Checkpoint, Definition, Trace
 
-_RENEW_EVERY = 1.0
-"""Seconds between two renewals by commits."""
-
-
-@attrs.define(eq=False)
-class _Lease:
-    owner: Owner
-    beat: int = 0
-    renewed: float = 0.0
-
-
-@attrs.define(eq=False)
-class _HighWater:
-    epoch: int
-    mark: tuple[int, int] | None = None
-
-    def note(self, step: int, running: int) -> None:
-        self.mark = (step, running)
-
-    def close(self) -> None:
-        self.mark = None
+T = TypeVar("T")
 
 
 class InMemoryCheckpointStorage(CheckpointStorage):
@@ -79,24 +64,27 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     def __init__(self, config: StorageConfig | None = None) -> None:
         self.config = config or StorageConfig()
         self._last_key = 0
+        self._last_command = 0
         self._traces: dict[int, Trace] = {}
         self._keys: dict[str, int] = {}
         self._definitions: WeakValueDictionary[bytes, Definition] = WeakValueDictionary()
-        self._high_water: dict[int, _HighWater] = {}
-        self._leases: dict[str, _Lease] = {}
-        self._lease_lock = Lock()  # the lease keeper's thread writes them too
+        self._high_water: dict[int, HighWaterInMemory] = {}
+        self._leases = Leases()
+        self._reading = _Reading(self)
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<InMemoryCheckpointStorage, traces: {len(self._keys)}>"
 
     async def initialize(self) -> None:
-        pass
+        self._closed = False
 
     async def close(self) -> None:
+        self._closed = True
         self._traces.clear()
         self._keys.clear()
         self._high_water.clear()
-        with self._lease_lock:
-            for owner in self._leases:
-                owners.let_go(owner)
-            self._leases.clear()
+        self._leases.clear()
 
     # -- writing -----------------------------------------------------------------------------------------------
 
@@ -122,6 +110,14 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 return Done()
             case Fork():
                 return self._fork(write, now)
+            case Leave():
+                return self._leave(write, now)
+            case Label():
+                return self._label(write)
+            case Drop():
+                trace = self._traces.get(write.trace)
+                dropped = trace.drop(write.rev) if trace else 0
+                return Pruned(dropped) if isinstance(dropped, int) else dropped
             case Delete():
                 return self._delete(write)
         assert_never(write)
@@ -156,6 +152,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 fingerprint=write.fingerprint,
                 definition=self._defined(write.definition),
                 task_digest=write.task_digest,
+                last_task=write.task_digest,
+                window=write.history,
                 owner=write.owner,
                 created_at=now,
             ),
@@ -167,8 +165,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         parent = self._traces.get(write.parent)
         start = parent.checkpoint(write.rev) if parent else None
         if parent is None or start is None:
-            name = parent.trace_id if parent else write.trace_id
-            return CheckpointNotFound(name, f"at rev {write.rev}", parent.kept() if parent else "")
+            return _not_kept(parent, write.trace_id, write.rev)
         if write.trace_id in self._keys:
             return TraceExists(write.trace_id)
         if refused := too_big(write.first):
@@ -184,6 +181,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             fingerprint=parent.fingerprint,
             definition=parent.definition,
             task_digest=parent.task_digest,
+            last_task=parent.last_task,
+            window=parent.window,
             owner=write.owner,
             created_at=now,
             parent=parent,
@@ -192,7 +191,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             floor=start.marks,
             rev=start.rev,
         )
-        return self._begin(child, write.first, now)
+        task = write.first.task or parent.task_at(start.rev)
+        return self._begin(child, attrs.evolve(write.first, task=task), now)
 
     def _begin(self, trace: Trace, first: Delta, now: float) -> Admitted:
         self._traces[trace.key] = trace
@@ -202,13 +202,13 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     def _add(self, trace: Trace, delta: Delta, now: float) -> None:
         if trace.owner is not None:
-            self._renew_if_due(trace.owner)
+            self._leases.renew_if_due(trace.owner)
         trace.add(delta, now)
-        if delta.status in TERMINAL:
+        if delta.status in UNOWNED:
             trace.owner = None
 
     def _acquire(self, write: Acquire, now: float) -> Outcome:
-        if refused := definition_too_big(write.definition):
+        if write.definition is not None and (refused := definition_too_big(write.definition)):
             return refused
         trace = self._traces.get(write.trace)
         if trace is None or trace.epoch != write.epoch:
@@ -217,11 +217,29 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         trace.owner = write.owner
         trace.status = "running"
         trace.error = None
-        trace.fingerprint = write.fingerprint
-        trace.definition = self._defined(write.definition)
-        trace.graph_path = write.graph_path
         trace.updated_at = now
+        if write.definition is not None:
+            trace.fingerprint = write.fingerprint
+            trace.definition = self._defined(write.definition)
+            trace.graph_path = write.graph_path
         return Acquired(trace.epoch)
+
+    def _leave(self, write: Leave, now: float) -> Outcome:
+        if refused := answer_too_big(write):
+            return refused
+        trace = self._traces.get(write.trace)
+        if trace is None:
+            return TraceNotFound(write.trace_id, self.name)
+        self._last_command += 1
+        return trace.leave(write, self._last_command, now)
+
+    def _label(self, write: Label) -> Outcome:
+        trace = self._traces.get(write.trace)
+        at = trace.checkpoint(write.rev) if trace else None
+        if at is None:
+            return _not_kept(trace, write.trace_id, write.rev)
+        at.label = write.label
+        return Done()
 
     def _delete(self, write: Delete) -> Outcome:
         trace: Trace | None = self._traces.pop(write.trace, None)
@@ -244,7 +262,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     async def trace(self, trace_id: str) -> TraceRecord | None:
         key = self._keys.get(trace_id)
-        return None if key is None else self._record(self._traces[key])
+        return None if key is None else self.record(self._traces[key])
 
     async def traces(
         self,
@@ -259,67 +277,60 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             record
             for trace in self._traces.values()
             if trace.trace_id.startswith(prefix) and graph_id in (None, trace.graph_id)
-            if status in (None, (record := self._record(trace)).status)
+            if status in (None, (record := self.record(trace)).status)
         ]
         found.sort(key=lambda record: (record.updated_at, record.trace), reverse=True)
         return found[offset : offset + limit]
 
     async def definition(self, trace_id: str) -> bytes:
-        return self._find(trace_id).definition.body
+        return self._reading.definition(trace_id)
 
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
-        trace = self._find(trace_id)
-        at = _checkpoint(trace, rev)
-        frontier = trace.frontier(at)
-        arrivals = trace.arrived(frontier, at)
-        read = {row.message for row in frontier} | {arrival.message for arrival in arrivals}
-        return Snapshot(
-            record=self._record(trace),
-            rev=at.rev,
-            step=at.step,
-            status=at.status,
-            marks=at.marks,
-            counts=at.counts,
-            frontier=tuple(frontier),
-            arrivals=tuple(arrivals),
-            messages={seq: trace.message(seq) for seq in read if seq is not None},
-            variables=trace.present(at),
-        )
+        return self._reading.load(trace_id, rev)
 
     async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
-        trace = self._find(trace_id)
-        end = max(len(trace.checkpoints) - offset, 0)
-        return [_listed(trace, at) for at in reversed(trace.checkpoints[max(end - limit, 0) : end])]
+        return self._reading.checkpoints(trace_id, limit, offset)
 
     async def steps(self, trace_id: str, *, after: int = 0, limit: int = 1000) -> list[StepRow]:
-        return self._find(trace_id).finished(after, limit)
+        return self._reading.steps(trace_id, after, limit)
 
     async def messages(
         self, trace_id: str, *, rev: int | None = None, after: int = 0, limit: int = 1000
     ) -> list[MessageRow]:
-        trace = self._find(trace_id)
-        return trace.said(_checkpoint(trace, rev), after, limit)
+        return self._reading.messages(trace_id, rev, after, limit)
+
+    def read_now(self, question: Callable[[Reads], T]) -> T:
+        if self._closed:
+            raise StorageNotOpen(self.name, "it was closed, and has forgotten what it kept")
+        return question(self._reading)
 
     async def find_checkpoint(
         self, trace_id: str, *, node: str | None = None, step: int | None = None
     ) -> CheckpointRecord:
-        trace = self._find(trace_id)
+        trace = self.found(trace_id)
         for at in reversed(trace.checkpoints):
             if step not in (None, at.step):
                 continue
             if node is None or any(row.node == node and row.state != "buffered" for row in trace.frontier(at)):
-                return _listed(trace, at)
+                return CheckpointRecord.of(self, self.record(trace), at)
         wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
         raise CheckpointNotFound(trace_id, wanted, trace.kept())
 
-    def _find(self, trace_id: str) -> Trace:
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
+        if trace is not None:
+            traces = [self._traces[trace]] if trace in self._traces else []
+        else:
+            traces = [each for each in self._traces.values() if owner is not None and each.owner == owner]
+        return sorted((command for each in traces for command in each.commands.values()), key=lambda left: left.id)
+
+    def found(self, trace_id: str) -> Trace:
         key = self._keys.get(trace_id)
         if key is None:
             raise near.not_found(trace_id, self.name, islice(reversed(self._keys), near.AMONG))
         return self._traces[key]
 
-    def _record(self, trace: Trace) -> TraceRecord:
-        lease = self._leases.get(trace.owner) if trace.owner else None
+    def record(self, trace: Trace) -> TraceRecord:
+        lease = self._leases.get(trace.owner)
         owner_alive = owners.alive(lease.owner) if lease else False
         parent = trace.parent if trace.parent and trace.parent.key in self._traces else None
         noted = self._high_water.get(trace.key)
@@ -331,6 +342,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             graph_path=trace.graph_path,
             fingerprint=trace.fingerprint,
             task_digest=trace.task_digest,
+            last_task=trace.last_task,
+            history=trace.window,
             status="interrupted" if trace.status == "running" and owner_alive is False else trace.status,
             step=trace.step,
             rev=trace.rev,
@@ -350,31 +363,63 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     # -- ownership ---------------------------------------------------------------------------------------------
 
     def renew(self, owner: Owner) -> None:
-        with self._lease_lock:
-            owners.keep(owner.id)
-            lease = self._leases.get(owner.id)
-            if lease is None:
-                lease = self._leases[owner.id] = _Lease(owner)
-            lease.beat += 1
-            lease.renewed = monotonic()
+        self._leases.renew(owner)
 
     def retire(self, owner: Owner) -> None:
-        with self._lease_lock:
-            owners.let_go(owner.id)
-            self._leases.pop(owner.id, None)
+        self._leases.retire(owner)
 
     def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:  # noqa: ARG002 - the epoch tells whose
         # A new owner gets a place of its own: what the one before it may still note must not be taken for its marks.
-        place = self._high_water[trace] = _HighWater(epoch)
+        place = self._high_water[trace] = HighWaterInMemory(epoch)
         return place
 
-    def _renew_if_due(self, owner_id: str) -> None:
-        now = monotonic()
-        with self._lease_lock:
-            lease = self._leases.get(owner_id)
-            if lease and now - lease.renewed >= _RENEW_EVERY:
-                lease.beat += 1
-                lease.renewed = now
+
+class _Reading:
+    """What can be read without waiting for anything."""
+
+    def __init__(self, storage: InMemoryCheckpointStorage) -> None:
+        self._storage = storage
+
+    def definition(self, trace_id: str) -> bytes:
+        return self._storage.found(trace_id).definition.body
+
+    def load(self, trace_id: str, rev: int | None) -> Snapshot:
+        trace = self._storage.found(trace_id)
+        at = _checkpoint(trace, rev)
+        frontier = trace.frontier(at)
+        arrivals = trace.arrived(frontier, at)
+        read = {row.message for row in frontier} | {arrival.message for arrival in arrivals}
+        return Snapshot(
+            record=self._storage.record(trace),
+            rev=at.rev,
+            step=at.step,
+            status=at.status,
+            marks=at.marks,
+            counts=at.counts,
+            frontier=tuple(frontier),
+            arrivals=tuple(arrivals),
+            messages={seq: trace.message(seq) for seq in read if seq is not None},
+            variables=trace.present(at),
+            generation=at.generation,
+            generation_step=at.generation_step,
+            elapsed=at.elapsed,
+            tokens_in=at.tokens_in,
+            tokens_out=at.tokens_out,
+        )
+
+    def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
+        trace = self._storage.found(trace_id)
+        record = self._storage.record(trace)
+        end = max(len(trace.checkpoints) - offset, 0)
+        points = reversed(trace.checkpoints[max(end - limit, 0) : end])
+        return [CheckpointRecord.of(self._storage, record, at) for at in points]
+
+    def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
+        return self._storage.found(trace_id).finished(after, limit)
+
+    def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]:
+        trace = self._storage.found(trace_id)
+        return trace.said(_checkpoint(trace, rev), after, limit)
 
 
 def _checkpoint(trace: Trace, rev: int | None) -> Checkpoint:
@@ -384,21 +429,10 @@ def _checkpoint(trace: Trace, rev: int | None) -> Checkpoint:
     """
     at = trace.checkpoints[-1] if rev is None else trace.checkpoint(rev)
     if at is None:
-        raise CheckpointNotFound(trace.trace_id, f"at rev {rev}", trace.kept())
+        raise _not_kept(trace, trace.trace_id, rev)
     return at
 
 
-def _listed(trace: Trace, at: Checkpoint) -> CheckpointRecord:
-    return CheckpointRecord(
-        id=f"{trace.trace_id}@{at.rev}",
-        trace_id=trace.trace_id,
-        graph_id=trace.graph_id,
-        rev=at.rev,
-        step=at.step,
-        node_id=at.node,
-        status=at.status,
-        created_at=at.created_at,
-        label=at.label,
-        message_count=at.counts.messages,
-        frontier_count=at.counts.frontier,
-    )
+def _not_kept(trace: Trace | None, trace_id: str, rev: int | None) -> CheckpointNotFound:
+    name = trace.trace_id if trace else trace_id
+    return CheckpointNotFound(name, f"at rev {rev}", trace.kept() if trace else "")

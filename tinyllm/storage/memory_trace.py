@@ -13,17 +13,23 @@ from operator import attrgetter
 
 import attrs
 
+from tinyllm.errors import AlreadyAnswered, CheckpointInUse, TraceEnded
 from tinyllm.storage.contract import (
+    TERMINAL,
     ActivationRow,
     ArrivalRow,
+    Command,
     Counts,
     Delta,
+    Leave,
+    Left,
     Marks,
     MessageRow,
     Status,
     StepRow,
     VariableRow,
 )
+from tinyllm.storage.in_use import in_use
 
 _seq = attrgetter("seq")
 _step = attrgetter("step")
@@ -49,8 +55,8 @@ class Activation:
 
 @attrs.define(eq=False)
 class Checkpoint:
-    """`ended` and `keys`: the activations that ended, and the variables that changed, since the checkpoint before it,
-    as far as their rows are kept. `pins`: how many forks start here."""
+    """`ended`, `keys` and `task`: the activations that ended, the variables that changed, and the last task that was
+    added, since the checkpoint before it, as far as their rows are kept. `pins`: how many forks start here."""
 
     epoch: int
     rev: int
@@ -59,9 +65,15 @@ class Checkpoint:
     node: str | None
     marks: Marks
     counts: Counts
+    generation: int
+    generation_step: int
+    elapsed: float
+    tokens_in: int
+    tokens_out: int
     created_at: float
     ended: list[Activation]
     keys: set[str]
+    task: str | None
     label: str | None = None
     pins: int = 0
 
@@ -78,6 +90,9 @@ class Trace:
     fingerprint: str
     definition: Definition
     task_digest: str
+    last_task: str
+    window: int | None
+    """How many messages of the history are kept; None: all."""
     owner: str | None
     created_at: float
     parent: Trace | None = None
@@ -93,26 +108,33 @@ class Trace:
     checkpoints: list[Checkpoint] = attrs.field(factory=list)
     history: list[MessageRow] = attrs.field(factory=list)
     loose: dict[int, MessageRow] = attrs.field(factory=dict)
-    """Messages that are not history, by seq; and how many kept rows still read each:"""
+    """Messages that are not history, or not any more, by seq."""
     readers: dict[int, int] = attrs.field(factory=dict)
+    """By seq, how many kept rows still read a message that is loose, or may come to be."""
     activations: dict[int, Activation] = attrs.field(factory=dict)
     live: dict[int, Activation] = attrs.field(factory=dict)
     arrivals: defaultdict[int, list[ArrivalRow]] = attrs.field(factory=lambda: defaultdict(list))
     """By the round that they reached."""
     variables: defaultdict[str, list[VariableRow]] = attrs.field(factory=lambda: defaultdict(list))
     steps: list[StepRow] = attrs.field(factory=list)
+    commands: dict[int, Command] = attrs.field(factory=dict)
+    """What was left and not yet consumed, by id."""
+    answers: defaultdict[bytes | None, dict[str | None, int]] = attrs.field(factory=lambda: defaultdict(dict))
+    """By activation and question, the command that is its answer, consumed or not."""
 
     # -- writing -----------------------------------------------------------------------------------------------
 
     def add(self, delta: Delta, now: float) -> None:
         """Take over `delta`, as the checkpoint of the next rev."""
         rev = self.rev + 1
+        said = [message for message in delta.messages if message.history]
+        held = said if self.window is None else said[max(len(said) - self.window, 0) :]
+        self.history += held
         for message in delta.messages:
-            if message.history:
-                self.history.append(message)
-            elif message.consumers:
-                self.loose[message.seq] = message
+            if message.consumers and not (message.history and self.window is None):
                 self.readers[message.seq] = message.consumers
+                if not (message.history and held and message.seq >= held[0].seq):
+                    self.loose[message.seq] = message
         for row in delta.activations:
             self.activations[row.seq] = self.live[row.seq] = Activation(row, row)
         for arrival in delta.arrivals:
@@ -123,9 +145,7 @@ class Trace:
             round_.now = attrs.evolve(round_.now, id=fired.id, depth=fired.depth, state="planned")
         for change in delta.changed:
             activation = self.live[change.activation]
-            activation.now = attrs.evolve(
-                activation.now, state=change.state, attempts=change.attempts, error=change.error
-            )
+            activation.now = change.applied_to(activation.now)
         ended = [self.live.pop(seq) for seq in delta.ended]
         for activation in ended:
             activation.done = rev
@@ -134,16 +154,48 @@ class Trace:
             self.variables[variable.key].append(variable)
             keys.add(variable.key)
         self.steps.extend(delta.steps)
+        for command in delta.consumed:
+            self.commands.pop(command, None)
         self.checkpoints.append(
             Checkpoint(
-                self.epoch, rev, delta.step, delta.status, delta.node, delta.marks, delta.counts, now, ended, keys
+                epoch=self.epoch,
+                rev=rev,
+                step=delta.step,
+                status=delta.status,
+                node=delta.node,
+                marks=delta.marks,
+                counts=delta.counts,
+                generation=delta.generation,
+                generation_step=delta.generation_step,
+                elapsed=delta.elapsed,
+                tokens_in=delta.tokens_in,
+                tokens_out=delta.tokens_out,
+                created_at=now,
+                ended=ended,
+                keys=keys,
+                task=delta.task,
             )
         )
+        self.last_task = delta.task or self.last_task
         self.rev = rev
         self.step = delta.step
         self.status = delta.status
         self.error = delta.error
         self.updated_at = now
+
+    def leave(self, write: Leave, number: int, now: float) -> Left | AlreadyAnswered | TraceEnded:
+        """Leave a command, as that of the id `number` if there is none like it."""
+        if self.status in TERMINAL:
+            return TraceEnded(self.trace_id, self.status)
+        if write.kind == "answer":
+            if self.answers[write.activation].setdefault(write.name, number) != number:
+                return AlreadyAnswered(self.trace_id, write.name or "")
+        else:
+            for command in self.commands.values():
+                if command.kind == write.kind:
+                    return Left(command.id)
+        self.commands[number] = Command(number, self.key, write.kind, write.activation, write.name, write.body, now)
+        return Left(number)
 
     # -- reading -----------------------------------------------------------------------------------------------
 
@@ -205,12 +257,27 @@ class Trace:
 
     def said(self, at: Checkpoint, after: int, limit: int) -> list[MessageRow]:
         """A page of the history at the checkpoint."""
-        found: list[MessageRow] = []
-        for trace, marks, _ in reversed(list(self._line(at))):
-            start = bisect_right(trace.history, after, key=_seq)
+        parts = []
+        shown = self.shown(at)
+        for trace, marks, _ in self._line(at):
             end = _end(trace.history, marks.message)
-            found += trace.history[start : min(end, start + limit - len(found))]
+            start = max(end - shown, 0)
+            shown -= end - start
+            parts.append((trace.history, start, end))
+        found: list[MessageRow] = []
+        for history, start, end in reversed(parts):
+            start = max(start, bisect_right(history, after, key=_seq))
+            found += history[start : min(end, start + limit - len(found))]
         return found
+
+    def shown(self, at: Checkpoint) -> int:
+        """How many messages of the history are shown at the checkpoint."""
+        return at.counts.messages if self.window is None else min(at.counts.messages, self.window)
+
+    def task_at(self, rev: int) -> str:
+        """The task that was last added to the history at the checkpoint of `rev`."""
+        tasks = [at.task for at in self.checkpoints if at.rev <= rev and at.task is not None]
+        return tasks[-1] if tasks else self.task_digest
 
     def finished(self, after: int, limit: int) -> list[StepRow]:
         """A page of the steps."""
@@ -242,8 +309,27 @@ class Trace:
                 dropped += 1
         return dropped
 
+    def drop(self, rev: int) -> int | CheckpointInUse:
+        """Drop the checkpoint of `rev`, if it is there; returns how many went, or why it stays."""
+        dropped = self.checkpoint(rev)
+        if dropped is None:
+            return 0
+        refused = in_use(
+            self.trace_id,
+            rev,
+            newest=dropped is self.checkpoints[-1],
+            first=dropped is self.checkpoints[0],
+            forks=dropped.pins,
+        )
+        if refused:
+            return refused
+        self._drop(self.checkpoints.index(dropped))
+        return 1
+
     def bury(self) -> bool:
         """Free all that no fork shares; returns whether nothing at all is left."""
+        self.commands.clear()
+        self.answers.clear()
         while self.checkpoints and not self.checkpoints[-1].pins:
             self.checkpoints.pop()
         if not self.checkpoints:
@@ -280,16 +366,31 @@ class Trace:
                 self._supersede(key, seen.variable, newer.marks.variable)
                 dropped.keys.add(key)
         newer.keys = dropped.keys
+        newer.task = newer.task or dropped.task
+        if self.window is not None:
+            self._let_go(seen.message, newer.marks.message, self.window)
         del self.checkpoints[at]
+
+    def _let_go(self, seen: int, mark: int, window: int) -> None:
+        """Free what came after `seen` and before the window at `mark`; what is still read, with its last reader."""
+        start = bisect_right(self.history, seen, key=_seq)
+        end = max(_end(self.history, mark) - window, start)
+        for row in self.history[start:end]:
+            if row.seq in self.readers:
+                self.loose[row.seq] = row
+        del self.history[start:end]
 
     def _free(self, activation: Activation) -> None:
         seq = activation.planned.seq
         del self.activations[seq]
+        for command in self.answers.pop(activation.now.id, {}).values():
+            self.commands.pop(command, None)
         for message in (activation.planned.message, *(arrival.message for arrival in self.arrivals.pop(seq, ()))):
             if message in self.readers:  # else it is history, none, or a forebear's, which the fork keeps pinned
                 self.readers[message] -= 1
                 if not self.readers[message]:
-                    del self.readers[message], self.loose[message]
+                    del self.readers[message]
+                    self.loose.pop(message, None)
 
     def _supersede(self, key: str, seen: int, mark: int) -> None:
         """Free the rows of `key` above `seen` that the version visible at `mark` does not need."""
@@ -310,8 +411,9 @@ class Trace:
         self.live.clear()
         del self.history[_end(self.history, marks.message) :]
         del self.steps[bisect_right(self.steps, last.step, key=_step) :]
-        for seq in [seq for seq in self.loose if seq > marks.message]:
-            del self.loose[seq], self.readers[seq]
+        for seq in [seq for seq in self.readers if seq > marks.message]:
+            del self.readers[seq]
+            self.loose.pop(seq, None)
         for seq in [seq for seq in self.activations if seq > marks.activation]:
             del self.activations[seq]
             self.arrivals.pop(seq, None)
@@ -331,4 +433,5 @@ def _end(rows: list[MessageRow] | list[VariableRow] | list[ArrivalRow], mark: in
 def _as_it_was(activation: Activation, rev: int) -> ActivationRow:
     if activation.planned.state == "buffered" and (activation.fired is None or activation.fired > rev):
         return activation.planned
-    return attrs.evolve(activation.now, state="planned", attempts=0, error=None)
+    row = activation.now
+    return ActivationRow(row.seq, row.id, row.node, row.message, row.item, row.path, row.depth)

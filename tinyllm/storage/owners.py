@@ -12,7 +12,8 @@ import socket
 import time
 from pathlib import Path
 
-from tinyllm.storage.contract import Owner
+from tinyllm.errors import TraceOwned
+from tinyllm.storage.contract import Owner, TraceRecord
 
 _ENDED = frozenset("ZXx")
 """States of a process that is dead but not yet reaped: it will write nothing more."""
@@ -36,6 +37,19 @@ def let_go(owner: str) -> None:
 def boottime() -> float:
     """Seconds that also pass while the machine sleeps; the monotonic clock stops then, and a lease would not end."""
     return time.clock_gettime(time.CLOCK_BOOTTIME) if hasattr(time, "CLOCK_BOOTTIME") else time.monotonic()
+
+
+def is_owned(record: TraceRecord) -> bool:
+    """Whether a process that may be alive executes the trace."""
+    return record.owner is not None and record.owner_alive is not False
+
+
+def refuse_owned(record: TraceRecord) -> None:
+    """:raises TraceOwned: a process that may be alive executes the trace."""
+    owner = record.owner
+    if owner is not None and is_owned(record):
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(owner.since))
+        raise TraceOwned(record.trace_id, owner.host, owner.pid, since)
 
 
 def this_process() -> Owner:

@@ -24,10 +24,14 @@ T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
-class _Waiter(Protocol):
-    """The task that made a call. `wake` may be called from any thread."""
+class _Caller(Protocol):
+    """Whoever made a call. `wake` may be called from any thread."""
 
     def wake(self) -> None: ...
+
+
+class _Waiter(_Caller, Protocol):
+    """The task that made a call."""
 
     async def wait(self, job: _Job) -> None: ...
 
@@ -36,7 +40,7 @@ class _Waiter(Protocol):
 class _Job:
     function: Callable[..., Any]
     args: tuple[Any, ...]
-    waiter: _Waiter
+    caller: _Caller
     done: bool = False
     result: Any = None
     error: BaseException | None = None
@@ -74,6 +78,21 @@ class DedicatedThread:
         """
         waiter = _here()
         job = _Job(function, args, waiter)
+        self._put(job)
+        await waiter.wait(job)
+        result: T = _settled(job)
+        return result
+
+    def call_now(self, function: Callable[[*Args], T], *args: *Args) -> T:
+        """As `call`, for code that cannot wait otherwise: the calling thread stands still until it is done."""
+        caller = _InThread()
+        job = _Job(function, args, caller)
+        self._put(job)
+        caller.woken.wait()
+        result: T = _settled(job)
+        return result
+
+    def _put(self, job: _Job) -> None:
         # Before the lock, which another thread may have held when this process was forked off.
         if self._thread is not None and self._pid != os.getpid():
             raise StorageNotOpen(self.name, "it was opened by the parent process; open one in this process")
@@ -81,14 +100,6 @@ class DedicatedThread:
             if self._thread is None:
                 raise StorageNotOpen(self.name, "it is not open; call initialize() first")
             self._queue.put(job)
-        await waiter.wait(job)
-        if job.error is not None:
-            try:
-                raise job.error
-            finally:
-                job.error = None  # an exception and its own traceback's frame would keep each other alive
-        result: T = job.result
-        return result
 
     def stop(self) -> None:
         """End the thread after all calls made before; blocks until then. A second call does nothing."""
@@ -112,8 +123,18 @@ def _serve(queue: SimpleQueue[_Job | None]) -> None:
         except BaseException as error:
             job.error = error
         job.done = True
-        job.waiter.wake()
+        job.caller.wake()
         del job  # the last call's arguments would live until the next one
+
+
+def _settled(job: _Job) -> Any:
+    """What the function returned; or what it raised is raised."""
+    if job.error is not None:
+        try:
+            raise job.error
+        finally:
+            job.error = None  # an exception and its own traceback's frame would keep each other alive
+    return job.result
 
 
 def _here() -> _Waiter:
@@ -156,6 +177,14 @@ def _cancel_again(times: int) -> None:
         task.uncancel()
     for _ in range(times):
         task.cancel()
+
+
+class _InThread:
+    def __init__(self) -> None:
+        self.woken = threading.Event()
+
+    def wake(self) -> None:
+        self.woken.set()
 
 
 class _OnAsyncio:

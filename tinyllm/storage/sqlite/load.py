@@ -4,15 +4,26 @@ from __future__ import annotations
 
 from typing import Any
 
+import attrs
+
 from tinyllm.errors import CheckpointDamaged
-from tinyllm.storage.contract import ActivationRow, ArrivalRow, MessageRow, Snapshot, TraceRecord, VariableRow
-from tinyllm.storage.sqlite.read import Catalog, Point, Segment, unframed, verified
+from tinyllm.storage.contract import (
+    ActivationRow,
+    ActivationState,
+    ArrivalRow,
+    MessageRow,
+    Snapshot,
+    TraceRecord,
+    VariableRow,
+)
+from tinyllm.storage.framing import Frame
+from tinyllm.storage.sqlite.read import Catalog, Point, Segment, shown, unframed, verified
 from tinyllm.storage.sqlite.rows import path_of
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 _ACTIVATION = """
 SELECT id, hash, node, message, item, path, depth, state, attempts, error,
-       fired_rev, fired_hash, fired_depth
+       tries, due, progress, asked, fired_rev, fired_hash, fired_depth
 FROM activations
 """
 # Left to itself, SQLite would walk through all rows of the trace: it knows that `id` is the row's own.
@@ -21,7 +32,7 @@ _LIVED = f"{_ACTIVATION} WHERE id BETWEEN ? AND ? AND (done_rev IS NULL OR done_
 _ARRIVALS = "SELECT id, message, hash, path, depth FROM arrivals WHERE activation = ? AND id <= ?"
 _MESSAGE = "SELECT id, node, history, consumers, body, crc FROM messages"
 _ONE = f"{_MESSAGE} WHERE id = ?"
-_HISTORY = f"{_MESSAGE} WHERE id BETWEEN ? AND ? AND history IS NOT NULL ORDER BY id LIMIT ?"
+_HISTORY = f"{_MESSAGE} WHERE id BETWEEN ? AND ? AND history > ? ORDER BY id LIMIT ?"
 _LAST_SAID = "SELECT history FROM messages WHERE id BETWEEN ? AND ? AND history IS NOT NULL ORDER BY id DESC LIMIT 1"
 # From key to key by the index, without a look at the rows between: a key may have been set ten thousand times.
 _SEEN = """
@@ -58,7 +69,7 @@ class Loader(Catalog):
         if len(variables) != point.counts.variables:
             raise _short(record, point, "variables", len(variables), point.counts.variables)
         said = self._said(segments, point.marks.message)
-        if said != point.counts.messages:
+        if said != point.counts.messages and shown(record, point.counts):
             raise _short(record, point, "messages of the history", said, point.counts.messages)
         read = {row.message for row in frontier} | {arrival.message for arrival in arrivals}
         return Snapshot(
@@ -72,17 +83,24 @@ class Loader(Catalog):
             arrivals=tuple(arrivals),
             messages={seq: self._message(record, point, segments, seq) for seq in read if seq is not None},
             variables=variables,
+            generation=point.generation,
+            generation_step=point.generation_step,
+            elapsed=point.elapsed,
+            tokens_in=point.tokens_in,
+            tokens_out=point.tokens_out,
         )
 
     def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]:
         record = self.found(trace_id)
         point = self.point(record, rev)
         segments = self.segments(record, point)
-        number = self._said(segments, min(after, point.marks.message))
+        before = point.counts.messages - shown(record, point.counts)
+        number = max(before, self._said(segments, min(after, point.marks.message)))
+        after = max(after, before)  # a message's seq is not below its place in the history
         found: list[MessageRow] = []
         for part in reversed(segments):
             first = part.trace << SHIFT
-            span = (first + max(part.low.message, after) + 1, first | part.high.message, limit - len(found))
+            span = (first + max(part.low.message, after) + 1, first | part.high.message, before, limit - len(found))
             for row in self.connection.execute(_HISTORY, span):
                 number += 1
                 if row[2] != number:
@@ -164,29 +182,31 @@ class Loader(Catalog):
 
 
 def _activation(row: tuple[Any, ...], record: TraceRecord, point: Point) -> ActivationRow:
-    id_, hash_, node, message, item, path, depth, state, attempts, error, fired, *fired_with = row
+    id_, hash_, node, message, item, path, depth, *now, fired, fired_hash, fired_depth = row
+    state_then: ActivationState
     if fired is None or fired > point.rev:
         state_then = "buffered"
     else:
         state_then = "planned"
         if fired:
-            hash_, depth = fired_with
-    now = point.rev == record.rev
-    if not now or error is None:
-        reason = None
-    else:
-        reason = unframed(error, record.trace_id, point.step, f"the error of node {node!r}")
-    return ActivationRow(
-        seq=id_ & LAST,
-        id=hash_,
-        node=node,
-        message=message,
-        item=item,
-        path=path_of(path),
-        depth=depth,
-        state=state if now else state_then,  # type: ignore[arg-type]
-        attempts=attempts if now else 0,
-        error=reason,
+            hash_, depth = fired_hash, fired_depth
+    then = ActivationRow(id_ & LAST, hash_, node, message, item, path_of(path), depth, state_then)
+    if point.rev != record.rev:
+        return then
+
+    def body(frame: Frame | None, what: str) -> bytes | None:
+        return None if frame is None else unframed(frame, record.trace_id, point.step, f"the {what} of node {node!r}")
+
+    state, attempts, error, tries, due, progress, asked = now
+    return attrs.evolve(
+        then,
+        state=state,
+        attempts=attempts,
+        error=body(error, "error"),
+        tries=tries,
+        due=due,
+        progress=body(progress, "progress"),
+        asked=body(asked, "questions"),
     )
 
 

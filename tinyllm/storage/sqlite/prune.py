@@ -5,15 +5,22 @@ Between two kept neighbours `older` and `newer`, nobody needs an activation that
 looked for: the steps of the interval tell what ended in it. Nor have they to be looked for between `older` and the
 first checkpoint that goes, `start`: a delta that plans and ends the same is not written, and if there were others
 between, what they left was dropped with them, when `start` was the newer one.
+
+Of a history with a window, no kept window holds what came after `older` and before the window of `newer`; an index has
+just those that some window held until now. One of them that a kept activation reads stays for that reader.
 """
 
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import attrs
 
+from tinyllm.errors import CheckpointInUse
 from tinyllm.storage.contract import Marks
+from tinyllm.storage.in_use import in_use
+from tinyllm.storage.sqlite.commands import FORGET_ANSWERS
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
@@ -22,7 +29,7 @@ _SLICE_SECONDS = 0.02
 _SLICE_ROWS = 100
 _SLICE_CHECKPOINTS = 64
 
-_COLUMNS = "id, step, message, activation, arrival, variable"
+_COLUMNS = "id, step, messages, task, message, activation, arrival, variable"
 _NEWEST_KEPT = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1 OFFSET ?"
 _FIRST = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
 _DROPPABLE = f"""
@@ -33,23 +40,32 @@ _OLDER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id >= ? AND id < ? ORDER BY 
 _NEWER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id > ? AND id <= ? ORDER BY id LIMIT 1"
 _NEWEST_PINNED = f"SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND pins > 0 ORDER BY id DESC LIMIT 1"
 _DROP = "DELETE FROM checkpoints WHERE id BETWEEN ? AND ?"
+_ADD_TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
+_PINS = """
+SELECT pins FROM checkpoints WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
+"""
 
 _KEYS = "SELECT DISTINCT key FROM variables WHERE id > ? AND id <= ?"
 _SEEN = "SELECT base FROM variables WHERE trace = ? AND key = ? AND id <= ? ORDER BY id DESC LIMIT 1"
 _SUPERSEDED = "DELETE FROM variables WHERE trace = ? AND key = ? AND id > ? AND id < ?"
 
 _ENDED = """
-SELECT a.id, a.message FROM steps s CROSS JOIN activations a ON a.id = ? | s.activation
+SELECT a.id, a.message, coalesce(a.fired_hash, a.hash) FROM steps s CROSS JOIN activations a ON a.id = ? | s.activation
 WHERE s.id > ? AND s.id <= ? AND a.id > ? AND a.done_rev <= ?
 """
 _ARRIVED = "SELECT message FROM arrivals WHERE activation = ?"
 _DROP_ACTIVATION = "DELETE FROM activations WHERE id = ?"
 _DROP_ARRIVALS = "DELETE FROM arrivals WHERE activation = ?"
 _READ_NO_MORE = "UPDATE messages SET pruned = pruned + 1 WHERE id = ?"
-_DROP_MESSAGE = "DELETE FROM messages WHERE id = ? AND history IS NULL AND pruned >= consumers"
+_DROP_MESSAGE = """
+DELETE FROM messages WHERE id = ? AND pruned >= consumers AND held IS NULL AND (history IS NULL OR ? IS NOT NULL)
+"""
+_DROP_LET_GO = "DELETE FROM messages WHERE held > ? AND held <= ? AND pruned >= consumers"
+_LET_GO = "UPDATE messages SET held = NULL WHERE held > ? AND held <= ?"
 
 _TRACE = """
-SELECT coalesce(parent_step, 0), low_message, low_activation, low_arrival, low_variable FROM traces WHERE key = ?
+SELECT history, coalesce(parent_step, 0), low_message, low_activation, low_arrival, low_variable
+FROM traces WHERE key = ?
 """
 _HIDE = """
 UPDATE traces SET trace_id = NULL, owner = NULL, epoch = epoch + 1 WHERE key = ? AND trace_id IS NOT NULL
@@ -58,6 +74,9 @@ _DELETED = "SELECT key FROM traces WHERE trace_id IS NULL"
 _ANY_DELETED = f"{_DELETED} LIMIT 1"
 _PARENT = "SELECT parent, parent_rev, graph FROM traces WHERE key = ?"
 _UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
+_FORGET_COMMANDS = f"""
+DELETE FROM commands WHERE id IN (SELECT id FROM commands WHERE trace = ? LIMIT {_SLICE_ROWS})
+"""
 _FORGET = "DELETE FROM traces WHERE key = ?"
 _DROP_GRAPH = "DELETE FROM graphs WHERE digest = ?1 AND NOT EXISTS (SELECT 1 FROM traces WHERE graph = ?1)"
 
@@ -68,6 +87,9 @@ class _Point:
 
     id: int
     step: int
+    messages: int
+    """Of the history, since its beginning."""
+    task: str | None
     marks: Marks
 
 
@@ -79,7 +101,23 @@ def prune(connection: sqlite3.Connection, trace: int, keep: int, limit: int) -> 
     start = connection.execute(_FIRST, (first, last)).fetchone()
     if end is None or start is None:
         return 0
-    return _drop(connection, trace, start[0], end[0], False, limit, _origin(connection, trace))
+    return _drop(connection, trace, start[0], end[0], False, limit)
+
+
+def drop(connection: sqlite3.Connection, trace: int, trace_id: str, checkpoint: int) -> int | CheckpointInUse:
+    """Drop the checkpoint of the row id `checkpoint`, if it is there; returns how many went, or why it stays."""
+    pins = connection.execute(_PINS, (checkpoint, trace)).fetchone()
+    if pins is None:
+        return 0
+    first, last = trace << SHIFT, trace << SHIFT | LAST
+    refused = in_use(
+        trace_id,
+        checkpoint & LAST,
+        newest=connection.execute(_NEWEST_KEPT, (first, last, 0)).fetchone() == (checkpoint,),
+        first=connection.execute(_FIRST, (first, last)).fetchone() == (checkpoint,),
+        forks=pins[0],
+    )
+    return refused or _drop(connection, trace, checkpoint - 1, checkpoint + 1, True, 1)
 
 
 def delete(connection: sqlite3.Connection, trace: int) -> None:
@@ -110,12 +148,16 @@ def drop_graph(connection: sqlite3.Connection, digest: bytes) -> None:
 
 def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
     """Drop what no fork needs of a deleted trace, until the deadline; returns whether anything was dropped."""
-    origin = _origin(connection, trace)
+    _, origin = _trace(connection, trace)
     last = trace << SHIFT | LAST
     pinned = connection.execute(_NEWEST_PINNED, (trace << SHIFT, last)).fetchone()
     end = _point(pinned) if pinned else origin
     # What came after the newest checkpoint that a fork shares is read by nobody, and reads nothing of before.
     dropped = 0
+    while rows := connection.execute(_FORGET_COMMANDS, (trace,)).rowcount:
+        dropped += rows
+        if time.monotonic() > deadline:
+            return True
     for table, number in (
         ("checkpoints", end.id & LAST if pinned else -1),
         ("activations", end.marks.activation),
@@ -130,7 +172,7 @@ def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
             if time.monotonic() > deadline:
                 return True
     if pinned:
-        dropped += _drop(connection, trace, origin.id, end.id, True, _SLICE_CHECKPOINTS, origin)
+        dropped += _drop(connection, trace, origin.id, end.id, True, _SLICE_CHECKPOINTS)
         return dropped > 0
     parent, parent_rev, graph = connection.execute(_PARENT, (trace,)).fetchone()
     connection.execute(_FORGET, (trace,))
@@ -140,26 +182,37 @@ def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
     return True
 
 
-def _drop(
-    connection: sqlite3.Connection, trace: int, after: int, before: int, labelled: bool, limit: int, origin: _Point
-) -> int:
-    """Drop at most `limit` unpinned checkpoints between the row ids `after` and `before`; the latter's stays."""
+def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, labelled: bool, limit: int) -> int:
+    """Drop at most `limit` unpinned checkpoints between the row ids `after` and `before`; a newer one stays."""
+    window, origin = _trace(connection, trace)
     rows = connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall()
     dropped = [_point(row) for row in rows]
     at = 0
     while at < len(dropped):
-        start = dropped[at]
+        start, task = dropped[at], dropped[at].task
         newer = _newer(connection, dropped[at])
         while at + 1 < len(dropped) and dropped[at + 1].id == newer.id:  # a run of neighbours is one interval
             at += 1
+            task = dropped[at].task or task
             newer = _newer(connection, dropped[at])
         row = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
         older = _point(row) if row else origin
         connection.execute(_DROP, (start.id, dropped[at].id))
+        if task is not None and newer.task is None:
+            connection.execute(_ADD_TASK, (task, newer.id))
+        if window is not None:
+            _forget_history(connection, trace, older, newer, window)
         _forget_variables(connection, trace, older, start, newer)
-        _forget_activations(connection, trace, older, start, newer)
+        _forget_activations(connection, trace, older, start, newer, window)
         at += 1
     return len(dropped)
+
+
+def _forget_history(connection: sqlite3.Connection, trace: int, older: _Point, newer: _Point, window: int) -> None:
+    first = trace << SHIFT
+    left = (first | older.messages, first | max(newer.messages - window, 0))
+    connection.execute(_DROP_LET_GO, left)
+    connection.execute(_LET_GO, left)
 
 
 def _forget_variables(connection: sqlite3.Connection, trace: int, older: _Point, start: _Point, newer: _Point) -> None:
@@ -172,35 +225,38 @@ def _forget_variables(connection: sqlite3.Connection, trace: int, older: _Point,
 
 
 def _forget_activations(
-    connection: sqlite3.Connection, trace: int, older: _Point, start: _Point, newer: _Point
+    connection: sqlite3.Connection, trace: int, older: _Point, start: _Point, newer: _Point, window: int | None
 ) -> None:
     first = trace << SHIFT
     found = connection.execute(
         _ENDED, (first, first | start.step, first | newer.step, first | older.marks.activation, newer.id & LAST)
     ).fetchall()
     read: list[int] = []
-    for activation, message in found:
+    for activation, message, _ in found:
         if message is None:
             read += [seq for (seq,) in connection.execute(_ARRIVED, (activation,)) if seq is not None]
         else:
             read.append(message)
-    rounds = [(activation,) for activation, message in found if message is None]
-    connection.executemany(_DROP_ACTIVATION, [(activation,) for activation, _ in found])
+    rounds = [(activation,) for activation, message, _ in found if message is None]
+    connection.executemany(_DROP_ACTIVATION, [(activation,) for activation, _, _ in found])
+    connection.executemany(FORGET_ANSWERS, [(trace, identity) for _, _, identity in found])
     connection.executemany(_DROP_ARRIVALS, rounds)
     # A fork's rows also read messages of its parent, which are the parent's to drop: the fork has none of that number.
     messages = [(first | message,) for message in read]
     connection.executemany(_READ_NO_MORE, messages)
-    connection.executemany(_DROP_MESSAGE, messages)
+    connection.executemany(_DROP_MESSAGE, [(message, window) for (message,) in messages])
 
 
-def _origin(connection: sqlite3.Connection, trace: int) -> _Point:
-    step, *marks = connection.execute(_TRACE, (trace,)).fetchone()
-    return _Point((trace << SHIFT) - 1, step, Marks(*marks))
+def _trace(connection: sqlite3.Connection, trace: int) -> tuple[int | None, _Point]:
+    """The window of its history, and the emptiness before its first checkpoint."""
+    window, step, *marks = connection.execute(_TRACE, (trace,)).fetchone()
+    return window, _Point((trace << SHIFT) - 1, step, 0, None, Marks(*marks))
 
 
 def _newer(connection: sqlite3.Connection, point: _Point) -> _Point:
     return _point(connection.execute(_NEWER, (point.id, point.id | LAST)).fetchone())
 
 
-def _point(row: tuple[int, ...]) -> _Point:
-    return _Point(row[0], row[1], Marks(*row[2:]))
+def _point(row: tuple[Any, ...]) -> _Point:
+    id_, step, messages, task, *marks = row
+    return _Point(id_, step, messages, task, Marks(*marks))

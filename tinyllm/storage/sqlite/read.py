@@ -14,8 +14,18 @@ import attrs
 
 from tinyllm.errors import CheckpointDamaged, CheckpointNotFound, TraceNotFound
 from tinyllm.storage import high_water, near
-from tinyllm.storage.contract import CheckpointRecord, Counts, Marks, Status, StepRow, TraceRecord
+from tinyllm.storage.contract import (
+    CheckpointRecord,
+    CheckpointStorage,
+    Command,
+    Counts,
+    Marks,
+    Status,
+    StepRow,
+    TraceRecord,
+)
 from tinyllm.storage.framing import Frame, FrameDamaged, checksum, decode
+from tinyllm.storage.sqlite.commands import left
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
@@ -23,7 +33,7 @@ from tinyllm.storage.sqlite.schema import LAST, SHIFT
 _TRACE = """
 SELECT t.key, t.trace_id, t.graph_id, t.graph_version, t.graph_path, t.fingerprint, t.task_digest,
        t.status, t.step, t.rev, t.epoch, t.owner, p.trace_id AS parent, t.parent_rev, t.parent_step,
-       t.created_at, t.updated_at, t.error
+       t.created_at, t.updated_at, t.error, t.last_task, t.history
 FROM traces t LEFT JOIN traces p ON p.key = t.parent
 """
 _BY_ID = f"{_TRACE} WHERE t.trace_id = ?"
@@ -46,7 +56,7 @@ SELECT g.digest, g.body, g.crc FROM traces t LEFT JOIN graphs g ON g.digest = t.
 
 _POINT = """
 SELECT id, step, status, node, created_at, label, message, activation, arrival, variable,
-       messages, frontier, arrivals, variables
+       messages, frontier, arrivals, variables, generation, generation_step, elapsed, tokens_in, tokens_out
 FROM checkpoints
 """
 _POINTS = f"{_POINT} WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ? OFFSET ?"
@@ -59,7 +69,8 @@ SELECT id, fired_rev, done_rev FROM activations
 WHERE id BETWEEN ? AND ? AND node = ? AND fired_rev IS NOT NULL ORDER BY coalesce(done_rev, ?) DESC
 """
 _STEPS = """
-SELECT id, activation, node, ended_at, duration_ms, attempts FROM steps WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?
+SELECT id, activation, node, ended_at, duration_ms, attempts, status FROM steps
+WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?
 """
 
 
@@ -75,6 +86,11 @@ class Point:
     label: str | None
     marks: Marks
     counts: Counts
+    generation: int
+    generation_step: int
+    elapsed: float
+    tokens_in: int
+    tokens_out: int
 
 
 @attrs.frozen
@@ -90,11 +106,15 @@ class Segment:
 
 
 class Catalog:
-    """What there is: traces, their checkpoints and steps. All in one transaction of `connection`."""
+    """What there is: traces, their checkpoints and steps. All in one transaction of `connection`.
 
-    def __init__(self, connection: sqlite3.Connection, directory: Path) -> None:
+    `storage` is what the records of checkpoints are read from when they are looked at.
+    """
+
+    def __init__(self, connection: sqlite3.Connection, directory: Path, storage: CheckpointStorage) -> None:
         self.connection = connection
         self._directory = directory
+        self._storage = storage
         self._leases: Mapping[str, Lease] | None = None
         self._marks: dict[str, dict[tuple[int, int], tuple[int, int]]] = {}
 
@@ -150,6 +170,8 @@ class Catalog:
             graph_path=row[4],
             fingerprint=row[5],
             task_digest=row[6],
+            last_task=row[18],
+            history=row[19],
             status="interrupted" if status == "running" and living is False else status,
             step=row[8],
             rev=row[9],
@@ -182,7 +204,7 @@ class Catalog:
         record = self.found(trace_id)
         first = record.trace << SHIFT
         rows = self.connection.execute(_POINTS, (first, first | LAST, limit, offset)).fetchall()
-        return [_listed(record, _point(row)) for row in rows]
+        return [CheckpointRecord.of(self._storage, record, _point(row)) for row in rows]
 
     def point(self, record: TraceRecord, rev: int | None) -> Point:
         """The checkpoint of `rev`, or the newest.
@@ -213,7 +235,7 @@ class Catalog:
         if point is None:
             wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
             raise self._none(record, wanted)
-        return _listed(record, point)
+        return CheckpointRecord.of(self._storage, record, point)
 
     def _waiting(self, record: TraceRecord, node: str, step: int | None) -> Point | None:
         first = record.trace << SHIFT
@@ -231,6 +253,22 @@ class Catalog:
 
     def _none(self, record: TraceRecord, wanted: str) -> CheckpointNotFound:
         return CheckpointNotFound(record.trace_id, wanted, kept(self.connection, record.trace)[1])
+
+    # -- commands ----------------------------------------------------------------------------------------------
+
+    def commands(self, owner: str | None, trace: int | None) -> list[Command]:
+        return [
+            Command(
+                id_,
+                key,
+                kind,
+                activation,
+                name,
+                None if body is None else unframed(body, trace_id, None, f"the answer to {name!r}"),
+                created_at,
+            )
+            for trace_id, id_, key, kind, activation, name, body, created_at in left(self.connection, owner, trace)
+        ]
 
     # -- steps -------------------------------------------------------------------------------------------------
 
@@ -298,22 +336,11 @@ def verified(
     return body
 
 
+def shown(record: TraceRecord, counts: Counts) -> int:
+    """How many messages of the history are shown at a checkpoint of these counts."""
+    return counts.messages if record.history is None else min(counts.messages, record.history)
+
+
 def _point(row: tuple[Any, ...]) -> Point:
     rev, step, status, node, created_at, label, *rest = row
-    return Point(rev & LAST, step, status, node, created_at, label, Marks(*rest[:4]), Counts(*rest[4:]))
-
-
-def _listed(record: TraceRecord, point: Point) -> CheckpointRecord:
-    return CheckpointRecord(
-        id=f"{record.trace_id}@{point.rev}",
-        trace_id=record.trace_id,
-        graph_id=record.graph_id,
-        rev=point.rev,
-        step=point.step,
-        node_id=point.node,
-        status=point.status,
-        created_at=point.created_at,
-        label=point.label,
-        message_count=point.counts.messages,
-        frontier_count=point.counts.frontier,
-    )
+    return Point(rev & LAST, step, status, node, created_at, label, Marks(*rest[:4]), Counts(*rest[4:8]), *rest[8:])

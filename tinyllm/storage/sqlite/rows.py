@@ -6,28 +6,40 @@ from typing import Any
 
 import attrs
 
-from tinyllm.storage.contract import Delta
+from tinyllm.storage.contract import ActivationRow, Delta, StateChange
 from tinyllm.storage.framing import Frame, checksum, encode
+from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import SHIFT
 
-_MESSAGE = "INSERT INTO messages (id, node, history, consumers, body, crc) VALUES (?, ?, ?, ?, ?, ?)"
+# ?7: how many messages the history has. One that lies before its window already is there for its readers only.
+_MESSAGE = f"""
+INSERT INTO messages (id, node, history, consumers, body, crc, held)
+SELECT ?1, ?2, ?3, ?4, ?5, ?6, CASE WHEN ?3 > ?7 - history THEN key << {SHIFT} | ?3 END
+FROM traces WHERE key = ?1 >> {SHIFT} AND (history IS NULL OR ?4 > 0 OR ?3 > ?7 - history)
+"""
 _ACTIVATION = """
-INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, error, fired_rev)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, fired_rev)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _ARRIVAL = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES (?, ?, ?, ?, ?, ?)"
 _VARIABLE = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 _STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES (?, ?, ?, ?, ?, ?)"
+_SAID = "UPDATE steps SET status = ? WHERE id = ?"
 _CHECKPOINT = """
 INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
-                         messages, frontier, arrivals, variables, created_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+                         messages, frontier, arrivals, variables, created_at,
+                         generation, generation_step, elapsed, tokens_in, tokens_out)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+_TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
+_LAST_TASK = "UPDATE traces SET last_task = ? WHERE key = ?"
 _FIRED = """
 UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_depth = ? WHERE id = ?
 """
-_CHANGED = "UPDATE activations SET state = ?, attempts = ?, error = ? WHERE id = ?"
+_CHANGED = """
+UPDATE activations SET state = ?, attempts = ?, error = ?, tries = ?, due = ?, progress = ?, asked = ? WHERE id = ?
+"""
 _ENDED = "UPDATE activations SET done_rev = ? WHERE id = ?"
 
 Row = tuple[Any, ...]
@@ -35,17 +47,26 @@ Row = tuple[Any, ...]
 
 @attrs.define(eq=False)
 class Rows:
-    """What a batch of deltas adds and changes, by table."""
+    """What a batch of deltas adds and changes, by table.
+
+    What most rows do not have is written after them, for those that do: to bind a None costs more than to insert a row.
+    """
 
     messages: list[Row] = attrs.field(factory=list)
     activations: list[Row] = attrs.field(factory=list)
     arrivals: list[Row] = attrs.field(factory=list)
     variables: list[Row] = attrs.field(factory=list)
     steps: list[Row] = attrs.field(factory=list)
+    said: list[Row] = attrs.field(factory=list)
     checkpoints: list[Row] = attrs.field(factory=list)
     fired: list[Row] = attrs.field(factory=list)
     changed: list[Row] = attrs.field(factory=list)
     ended: list[Row] = attrs.field(factory=list)
+    tasks: list[Row] = attrs.field(factory=list)
+    last_tasks: list[Row] = attrs.field(factory=list)
+    answers: list[Row] = attrs.field(factory=list)
+    others: list[Row] = attrs.field(factory=list)
+    """Commands that were consumed; each is in both, being of either kind."""
 
     def add(self, trace: int, epoch: int, rev: int, delta: Delta, now: float) -> None:
         """Take in `delta` as what the checkpoint `rev` of `trace` adds."""
@@ -64,10 +85,11 @@ class Rows:
                     row.depth,
                     row.state,
                     row.attempts,
-                    frame(row.error),
                     None if row.state == "buffered" else 0,
                 )
             )
+            if row.tries or (row.error, row.due, row.progress, row.asked) != (None, None, None, None):
+                self._change(first | row.seq, row)
         for arrival in delta.arrivals:
             self.arrivals.append(
                 (
@@ -82,7 +104,7 @@ class Rows:
         for fired in delta.fired:
             self.fired.append((rev, fired.id, fired.depth, first | fired.activation))
         for change in delta.changed:
-            self.changed.append((change.state, change.attempts, frame(change.error), first | change.activation))
+            self._change(first | change.activation, change)
         for activation in delta.ended:
             self.ended.append((rev, first | activation))
         for variable in delta.variables:
@@ -112,6 +134,11 @@ class Rows:
                     step.attempts,
                 )
             )
+            if step.status is not None:
+                self.said.append((step.status, first | step.step))
+        for command in delta.consumed:
+            self.answers.append((command, trace))
+            self.others.append((command, trace))
         marks, counts = delta.marks, delta.counts
         self.checkpoints.append(
             (
@@ -129,7 +156,20 @@ class Rows:
                 counts.arrivals,
                 counts.variables,
                 now,
+                delta.generation,
+                delta.generation_step,
+                delta.elapsed,
+                delta.tokens_in,
+                delta.tokens_out,
             )
+        )
+        if delta.task is not None:
+            self.tasks.append((delta.task, first | rev))
+            self.last_tasks.append((delta.task, trace))
+
+    def _change(self, activation: int, to: ActivationRow | StateChange) -> None:
+        self.changed.append(
+            (to.state, to.attempts, frame(to.error), to.tries, to.due, frame(to.progress), frame(to.asked), activation)
         )
 
     def _add_messages(self, first: int, delta: Delta) -> None:
@@ -143,7 +183,9 @@ class Rows:
                 continue  # nobody will ever read it, so nobody would ever prune it
             row = first | message.seq
             crc = message_checksum(row, message.node, place, message.consumers, message.body)
-            self.messages.append((row, message.node, place, message.consumers, encode(message.body), crc))
+            self.messages.append(
+                (row, message.node, place, message.consumers, encode(message.body), crc, delta.counts.messages)
+            )
 
     def insert(self, connection: sqlite3.Connection) -> None:
         """Write everything, and be empty again."""
@@ -156,15 +198,20 @@ class Rows:
             (_ENDED, self.ended),
             (_VARIABLE, self.variables),
             (_STEP, self.steps),
+            (_SAID, self.said),
             (_CHECKPOINT, self.checkpoints),
+            (_TASK, self.tasks),
+            (_LAST_TASK, self.last_tasks),
+            (ANSWERED, self.answers),
+            (CARRIED_OUT, self.others),
         ):
             if rows:
                 connection.executemany(statement, rows)
                 rows.clear()
 
 
-def frame(error: bytes | None) -> Frame | None:
-    return None if error is None else encode(error)
+def frame(body: bytes | None) -> Frame | None:
+    return None if body is None else encode(body)
 
 
 def message_checksum(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:

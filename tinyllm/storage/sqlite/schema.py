@@ -163,11 +163,56 @@ INSERT INTO transactions VALUES (0);
 """
 
 
+_SECOND = """
+-- history: how many of its newest messages are kept, null: all. last_task: the digest of the task last added to it.
+ALTER TABLE traces ADD COLUMN history INTEGER;
+ALTER TABLE traces ADD COLUMN last_task TEXT NOT NULL DEFAULT '';
+UPDATE traces SET last_task = task_digest;
+
+-- held: of a history with a window, while a kept checkpoint's window holds it: trace key << 32 | history.
+ALTER TABLE messages ADD COLUMN held INTEGER;
+CREATE INDEX messages_held ON messages (held) WHERE held IS NOT NULL;
+
+ALTER TABLE activations ADD COLUMN tries INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE activations ADD COLUMN due REAL;
+ALTER TABLE activations ADD COLUMN progress;
+ALTER TABLE activations ADD COLUMN asked;
+
+ALTER TABLE steps ADD COLUMN status TEXT;
+
+-- task: the digest of the last task that was added to the history since the kept checkpoint before it.
+ALTER TABLE checkpoints ADD COLUMN generation INTEGER NOT NULL DEFAULT 1;
+ALTER TABLE checkpoints ADD COLUMN generation_step INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints ADD COLUMN elapsed REAL NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints ADD COLUMN tokens_in INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints ADD COLUMN tokens_out INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints ADD COLUMN task TEXT;
+
+-- An answer that was consumed stays, without its body: it refuses the next one.
+CREATE TABLE commands (
+    id INTEGER PRIMARY KEY AUTOINCREMENT, -- never given twice: a delta must not consume another command than it meant
+    trace INTEGER NOT NULL,
+    kind TEXT NOT NULL,
+    activation BLOB,
+    name TEXT,
+    body,
+    created_at REAL NOT NULL,
+    consumed INTEGER NOT NULL DEFAULT 0
+);
+CREATE UNIQUE INDEX commands_once ON commands (trace, kind, activation, name);
+CREATE INDEX commands_left ON commands (trace) WHERE consumed = 0;
+"""
+
+
 def _first(db: Database) -> None:
     _execute_all(db, _FIRST)
 
 
-_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (("first", _first),)
+def _second(db: Database) -> None:
+    _execute_all(db, _SECOND)
+
+
+_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (("first", _first), ("second", _second))
 
 VERSION = len(_STEPS)
 """`PRAGMA user_version` of a database that has every migration."""

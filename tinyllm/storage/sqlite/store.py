@@ -15,10 +15,12 @@ from tinyllm.errors import StorageNotOpen
 from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
+    Command,
     HighWater,
     MessageRow,
     Outcome,
     Owner,
+    Reads,
     Snapshot,
     Status,
     StepRow,
@@ -74,6 +76,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._marks: dict[str, HighWaterFile] = {}
         self._pid = 0
 
+    def __repr__(self) -> str:
+        return f"<SQLiteCheckpointStorage {self.name}, {'not open' if self._connection is None else 'open'}>"
+
     async def initialize(self) -> None:
         self._refuse_forked()
         self._writer.start()
@@ -110,7 +115,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with translated(self._path):
             connection.execute("BEGIN IMMEDIATE")
             try:
-                writing = Writing(connection, now)
+                writing = Writing(connection, self.name, now)
                 outcomes = writing.carry_out(writes)
                 self._renew_if_due(writing)
                 connection.execute(_SIGN, (token,))
@@ -224,6 +229,12 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     ) -> CheckpointRecord:
         return await self._ask(lambda store: store.find_checkpoint(trace_id, node, step))
 
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
+        return await self._ask(lambda store: store.commands(owner, trace))
+
+    def read_now(self, question: Callable[[Reads], T]) -> T:
+        return self._reader.call_now(self._answer, question)
+
     async def _ask(self, question: Callable[[Loader], T]) -> T:
         return await self._reader.call(self._answer, question)
 
@@ -233,7 +244,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             connection = self._opened(self._reading)
             connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
             try:
-                return question(Loader(connection, self._directory))
+                return question(Loader(connection, self._directory, self))
             finally:
                 _roll_back(connection)
 

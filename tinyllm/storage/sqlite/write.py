@@ -7,10 +7,12 @@ from collections.abc import Iterator, Sequence
 from hashlib import blake2b
 from typing import assert_never
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists
-from tinyllm.storage.caps import definition_too_big, too_big
+import attrs
+
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceNotFound
+from tinyllm.storage.caps import answer_too_big, definition_too_big, too_big
 from tinyllm.storage.contract import (
-    TERMINAL,
+    UNOWNED,
     Acquire,
     Acquired,
     Admit,
@@ -20,7 +22,10 @@ from tinyllm.storage.contract import (
     Delete,
     Delta,
     Done,
+    Drop,
     Fork,
+    Label,
+    Leave,
     Outcome,
     Prune,
     Pruned,
@@ -28,24 +33,27 @@ from tinyllm.storage.contract import (
     Write,
 )
 from tinyllm.storage.framing import checksum, encode
-from tinyllm.storage.sqlite import prune
+from tinyllm.storage.sqlite import commands, prune
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.read import kept
 from tinyllm.storage.sqlite.rows import Rows, frame
-from tinyllm.storage.sqlite.schema import SHIFT
+from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 _ADMIT = """
-INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest,
-                    status, epoch, owner, rev, step, created_at, updated_at, error)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?, ?)
+INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
+                    history, status, epoch, owner, rev, step, created_at, updated_at, error)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?, ?)
 ON CONFLICT (trace_id) DO NOTHING
 """
-_FORK = """
-INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest,
-                    status, epoch, owner, rev, step, created_at, updated_at, error,
+# The last task is that of the checkpoint: the parent may have been given others since.
+_FORK = f"""
+INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
+                    history, status, epoch, owner, rev, step, created_at, updated_at, error,
                     parent, parent_rev, parent_step, low_message, low_activation, low_arrival, low_variable)
 SELECT :trace_id, t.graph_id, t.graph_version, t.graph_path, t.graph, t.fingerprint, t.task_digest,
-       :status, 1, :owner, :rev + 1, :step, :now, :now, :error,
+       coalesce(:task, (SELECT task FROM checkpoints WHERE id BETWEEN :parent << {SHIFT} AND :checkpoint
+                        AND task IS NOT NULL ORDER BY id DESC LIMIT 1), t.task_digest),
+       t.history, :status, 1, :owner, :rev + 1, :step, :now, :now, :error,
        t.key, :rev, c.step, c.message, c.activation, c.arrival, c.variable
 FROM traces t JOIN checkpoints c ON c.id = :checkpoint WHERE t.key = :parent
 ON CONFLICT (trace_id) DO NOTHING
@@ -64,14 +72,19 @@ UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, owne
 WHERE key = ? AND epoch = ? AND rev = ?
 """
 _ACQUIRE = """
-UPDATE traces SET epoch = epoch + 1, owner = ?, status = 'running', error = NULL,
-                  fingerprint = ?, graph = ?, graph_path = ?, updated_at = ?
+UPDATE traces SET epoch = epoch + 1, owner = ?, status = 'running', error = NULL, updated_at = ?
 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
 """
+_REDEFINE = "UPDATE traces SET fingerprint = ?, graph = ?, graph_path = ? WHERE key = ?"
 _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
 _GRAPH = "SELECT graph FROM traces WHERE key = ?"
+_LAST_TASK = "SELECT last_task FROM traces WHERE key = ?"
+_LABEL = """
+UPDATE checkpoints SET label = ?
+WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
+"""
 _DEFINE = "INSERT INTO graphs (digest, body, crc) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _RENEW = """
 UPDATE owners SET beat = beat + 1, renewed_at = ?
@@ -82,8 +95,9 @@ WHERE id IN (SELECT owner FROM traces WHERE key IN (SELECT value FROM json_each(
 class Writing:
     """The writes of one transaction. Rows are gathered and inserted together; all else happens at once and in order."""
 
-    def __init__(self, connection: sqlite3.Connection, now: float) -> None:
+    def __init__(self, connection: sqlite3.Connection, store: str, now: float) -> None:
         self._connection = connection
+        self._store = store
         self._now = now
         self._rows = Rows()
         self._digests: dict[bytes, bytes] = {}
@@ -109,7 +123,7 @@ class Writing:
         """Renew the leases of the owners of all traces written."""
         self._connection.execute(_RENEW, (boottime, json.dumps(sorted(self._touched))))
 
-    def _carry_out(self, write: Admit | Fork | Acquire | Release | Prune | Delete) -> Outcome:
+    def _carry_out(self, write: Admit | Fork | Acquire | Release | Leave | Label | Drop | Prune | Delete) -> Outcome:
         match write:
             case Admit():
                 return self._admit(write)
@@ -120,6 +134,13 @@ class Writing:
             case Release():
                 self._connection.execute(_RELEASE, (write.trace, write.epoch))
                 return Done()
+            case Leave():
+                return self._leave(write)
+            case Label():
+                return self._label(write)
+            case Drop():
+                dropped = prune.drop(self._connection, write.trace, write.trace_id, row_id(write.trace, write.rev))
+                return Pruned(dropped) if isinstance(dropped, int) else dropped
             case Prune():
                 return Pruned(prune.prune(self._connection, write.trace, write.keep, write.limit))
             case Delete():
@@ -144,8 +165,10 @@ class Writing:
                 digest,
                 write.fingerprint,
                 write.task_digest,
+                write.task_digest,
+                write.history,
                 first.status,
-                None if first.status in TERMINAL else write.owner,
+                None if first.status in UNOWNED else write.owner,
                 first.step,
                 self._now,
                 self._now,
@@ -161,15 +184,15 @@ class Writing:
         first = write.first
         if refused := too_big(first):
             return refused
-        checkpoint = write.parent << SHIFT | write.rev
+        checkpoint = row_id(write.parent, write.rev)
         # Pinned first: that finds out whether it is there and whether its trace was deleted.
         if self._connection.execute(_PIN, (checkpoint, write.parent)).rowcount != 1:
-            name, steps = kept(self._connection, write.parent)
-            return CheckpointNotFound(name or write.trace_id, f"at rev {write.rev}", steps)
+            return self._not_kept(write.parent, write.trace_id, write.rev)
         values = {
             "trace_id": write.trace_id,
+            "task": first.task,
             "status": first.status,
-            "owner": None if first.status in TERMINAL else write.owner,
+            "owner": None if first.status in UNOWNED else write.owner,
             "rev": write.rev,
             "step": first.step,
             "now": self._now,
@@ -181,7 +204,8 @@ class Writing:
         if cursor.rowcount != 1:
             self._connection.execute(_UNPIN, (checkpoint,))
             return TraceExists(write.trace_id)
-        return self._begin(cursor, write.rev + 1, first)
+        (task,) = self._connection.execute(_LAST_TASK, (cursor.lastrowid,)).fetchone()
+        return self._begin(cursor, write.rev + 1, attrs.evolve(first, task=task))
 
     def _begin(self, cursor: sqlite3.Cursor, rev: int, first: Delta) -> Admitted:
         trace = cursor.lastrowid or 0
@@ -224,8 +248,9 @@ class Writing:
         if not run:
             return
         first, last = run[0][1].delta, run[-1][1].delta
+        given_up = any(append.delta.status in UNOWNED for _, append in run)
         cursor = self._connection.execute(
-            _APPEND_LAST if last.status in TERMINAL else _APPEND,
+            _APPEND_LAST if given_up else _APPEND,
             (last.status, last.step, last.rev, self._now, frame(last.error), trace, first.epoch, first.rev - 1),
         )
         if cursor.rowcount != 1:
@@ -266,20 +291,41 @@ class Writing:
     # -- ownership ---------------------------------------------------------------------------------------------
 
     def _acquire(self, write: Acquire) -> Outcome:
-        if refused := definition_too_big(write.definition):
+        if write.definition is not None and (refused := definition_too_big(write.definition)):
             return refused
-        (before,) = self._connection.execute(_GRAPH, (write.trace,)).fetchone() or (b"",)
-        digest = self._define(write.definition)
-        cursor = self._connection.execute(
-            _ACQUIRE,
-            (write.owner, write.fingerprint, digest, write.graph_path, self._now, write.trace, write.epoch),
-        )
-        if cursor.rowcount != 1:
-            self._undefine(digest)
+        taken = self._connection.execute(_ACQUIRE, (write.owner, self._now, write.trace, write.epoch))
+        if taken.rowcount != 1:
             return OwnershipLost(write.trace_id)
-        self._undefine(before)
+        if write.definition is not None:
+            (before,) = self._connection.execute(_GRAPH, (write.trace,)).fetchone()
+            graph = (write.fingerprint, self._define(write.definition), write.graph_path)
+            self._connection.execute(_REDEFINE, (*graph, write.trace))
+            self._undefine(before)
         self._touched.add(write.trace)
         return Acquired(write.epoch + 1)
+
+    # -- what others than the owner write ----------------------------------------------------------------------
+
+    def _leave(self, write: Leave) -> Outcome:
+        if refused := answer_too_big(write):
+            return refused
+        left = commands.leave(self._connection, write, self._now)
+        return TraceNotFound(write.trace_id, self._store) if left is None else left
+
+    def _label(self, write: Label) -> Outcome:
+        values = (write.label, row_id(write.trace, write.rev), write.trace)
+        if self._connection.execute(_LABEL, values).rowcount != 1:
+            return self._not_kept(write.trace, write.trace_id, write.rev)
+        return Done()
+
+    def _not_kept(self, trace: int, trace_id: str, rev: int) -> CheckpointNotFound:
+        name, steps = kept(self._connection, trace)
+        return CheckpointNotFound(name or trace_id, f"at rev {rev}", steps)
+
+
+def row_id(trace: int, rev: int) -> int:
+    """Of a checkpoint; -1, which none has, for what cannot be a rev and would be another trace's."""
+    return trace << SHIFT | rev if 0 <= rev <= LAST else -1
 
 
 def _gapless(run: list[tuple[int, Append]]) -> Iterator[list[tuple[int, Append]]]:

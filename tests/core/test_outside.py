@@ -1,0 +1,226 @@
+"""What others do with a trace, in this process or beside it: pause, cancel, answer, label, delete."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+import anyio
+import pytest
+
+from tinyllm import (
+    AlreadyAnswered,
+    AnswerRefused,
+    CheckpointNotFound,
+    Executor,
+    Graph,
+    GraphBuilder,
+    InMemoryCheckpointStorage,
+    QuestionNotOpen,
+    TraceEnded,
+    TraceNotFound,
+    TraceOwned,
+    node,
+)
+from tinyllm.actors.events import Event, NodeAnswered, NodePaused, NodeStarted, Planned
+from tinyllm.core import outside
+
+pytestmark = pytest.mark.anyio
+
+
+@node
+def plan(task: str) -> list[str]:
+    return task.split()
+
+
+@node
+async def ask(name: str, context: Any) -> Any:
+    return await context.ask(f"{name}?", name=name, schema=int)
+
+
+@node
+def total(values: list[int]) -> int:
+    return sum(values)
+
+
+@pytest.fixture
+async def storage() -> AsyncIterator[InMemoryCheckpointStorage]:
+    store = InMemoryCheckpointStorage()
+    await store.initialize()
+    yield store
+    await store.close()
+
+
+def asking() -> Graph:
+    """Asks for a number under each word of its task, and adds them up."""
+    builder = GraphBuilder("asking").node(total, join="all")
+    return builder.edge(plan, ask, for_each=True).edge(ask, total).build()
+
+
+class Held:
+    """A graph of two nodes of which the first waits until it is let go."""
+
+    def __init__(self) -> None:
+        self.reached = anyio.Event()
+        self.let_go = anyio.Event()
+
+        async def first(value: str) -> str:
+            self.reached.set()
+            await self.let_go.wait()
+            return value
+
+        async def second(value: str) -> str:
+            return value.upper()
+
+        self.graph = GraphBuilder("held").chain(first, second).build()
+
+
+# -- pause, cancel ---------------------------------------------------------------------------------------------
+
+
+async def test_a_pause_lets_what_runs_end_and_starts_nothing_more(storage: InMemoryCheckpointStorage) -> None:
+    held = Held()
+    async with Executor(held.graph, None, storage) as executor, anyio.create_task_group() as tasks:
+        tasks.start_soon(executor.execute, "x", name="execute")
+        await held.reached.wait()
+        ((name,),) = [[record.trace_id for record in await storage.traces()]]
+        assert await executor.pause(name) == "running"
+        await anyio.wait_all_tasks_blocked()  # it has been told
+        held.let_go.set()
+    async with Executor(held.graph, None, storage) as executor:
+        paused = await storage.load(name)
+        assert (paused.status, paused.step, len(paused.frontier)) == ("paused", 1, 1)
+        assert (await executor.execute("x", resume_trace_id=name)).content == "X"
+
+
+async def test_what_is_paused_and_asks_nothing_runs_when_it_is_resumed(storage: InMemoryCheckpointStorage) -> None:
+    held = Held()
+    executor: Executor
+
+    def stop(_: Event) -> None:
+        executor.stop()
+
+    async with Executor(held.graph, None, storage, on_event=stop) as executor:
+        await executor.execute("x", trace_id="t")
+    held.let_go.set()
+    assert await outside.pause(storage, "t") == "paused"
+    async with Executor(held.graph, None, storage) as executor:
+        assert (await executor.execute("x", trace_id="t")).status == "paused"
+        assert (await executor.resume_from_checkpoint("t")).content == "X"
+
+
+async def test_a_cancelled_trace_is_over(storage: InMemoryCheckpointStorage) -> None:
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a", trace_id="t")
+        assert await executor.cancel("t") == "cancelled"
+        for verb in (executor.cancel, executor.pause):
+            with pytest.raises(TraceEnded):
+                await verb("t")
+        with pytest.raises(TraceEnded):
+            await executor.answer("t", 1)
+        assert (await executor.resume_from_checkpoint("t")).status == "cancelled"
+
+
+# -- answers ---------------------------------------------------------------------------------------------------
+
+
+async def test_of_several_answers_all_are_left_or_none(storage: InMemoryCheckpointStorage) -> None:
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a b", trace_id="t")
+        with pytest.raises(AnswerRefused):
+            await executor.resume_from_checkpoint("t", answers={"a": 1, "b": "two"})
+        with pytest.raises(QuestionNotOpen, match="'c' is no open question"):
+            await executor.resume_from_checkpoint("t", answers={"a": 1, "c": 2})
+        response = await executor.resume_from_checkpoint("t", answers={"a": 10, "b": 2})
+        assert response.value == 12
+
+
+async def test_more_answers_than_a_mailbox_holds_are_taken_at_once(storage: InMemoryCheckpointStorage) -> None:
+    builder = GraphBuilder("many").node(plan, max_concurrency=1).node(ask, max_concurrency=1)
+    builder.node(total, join="all", max_concurrency=1)
+    graph = builder.edge(plan, ask, for_each=True).edge(ask, total).build()
+    names = [f"q{at}" for at in range(200)]
+    async with Executor(graph, None, storage) as executor:
+        await executor.execute(" ".join(names), trace_id="t")
+        response = await executor.resume_from_checkpoint("t", answers=dict.fromkeys(names, 1))
+        assert response.value == 200
+
+
+async def test_the_only_question_needs_no_name(storage: InMemoryCheckpointStorage) -> None:
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a b", trace_id="t")
+        with pytest.raises(QuestionNotOpen, match="asks several questions; name the one"):
+            await outside.find_question(storage, "t")
+        await outside.leave_answers(storage, "t", [("a", 1)])
+        with pytest.raises(AlreadyAnswered):
+            await outside.leave_answers(storage, "t", [("a", 2)])
+        await executor.resume_from_checkpoint("t")
+        assert (await outside.find_question(storage, "t")).name == "b"
+        assert (await executor.answer("t", 4)).name == "b"
+        with pytest.raises(QuestionNotOpen, match="asks nothing"):
+            await outside.find_question(storage, "t")
+        assert (await executor.resume_from_checkpoint("t")).value == 5
+
+
+async def test_an_answer_to_a_running_trace_is_told_before_what_it_starts(storage: InMemoryCheckpointStorage) -> None:
+    seen: list[Event] = []
+    parked = anyio.Event()
+    held = Held()
+
+    def watch(event: Event) -> None:
+        seen.append(event)
+        if isinstance(event, NodePaused):
+            parked.set()
+
+    @node
+    async def wait(_: str) -> int:
+        await held.let_go.wait()
+        return 0
+
+    graph = GraphBuilder("both").node(total, join="all").edge(ask, total).edge(wait, total).entry(ask, wait).build()
+    async with Executor(graph, None, storage, on_event=watch) as executor, anyio.create_task_group() as tasks:
+        tasks.start_soon(executor.execute, "a", name="execute")
+        await parked.wait()
+        ((name,),) = [[record.trace_id for record in await storage.traces()]]
+        del seen[:]
+        await executor.answer(name, 7)
+        while not any(isinstance(event, NodeStarted) for event in seen):
+            await anyio.lowlevel.checkpoint()
+        held.let_go.set()
+    told = [event for event in seen if isinstance(event, NodeAnswered | Planned | NodeStarted)]
+    assert told[:3] == [NodeAnswered(name, "ask", "a"), Planned(name, "ask", 1), NodeStarted(name, "ask")]
+
+
+# -- labels, deleting ------------------------------------------------------------------------------------------
+
+
+async def test_labels_are_given_found_and_taken_away(storage: InMemoryCheckpointStorage) -> None:
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("", trace_id="t")
+    assert (await outside.tag(storage, "t", "start", step=1)).step == 1
+    newest = await outside.tag(storage, "t", "end")
+    await outside.tag(storage, "t", "start")
+    assert [record.label for record in await outside.labels(storage, "t")] == ["start", "start"]
+    with pytest.raises(CheckpointNotFound, match="'start' at step 1"):
+        await outside.untag(storage, "t", "end")
+    with pytest.raises(CheckpointNotFound):
+        await outside.untag(storage, "t", "start", step=99)
+    (taken,) = await outside.untag(storage, "t", "start", step=newest.step)
+    assert (taken.rev, taken.label) == (newest.rev, None)
+    assert [record.step for record in await outside.untag(storage, "t", "start")] == [1]
+    assert await outside.labels(storage, "t") == []
+    with pytest.raises(TraceNotFound):
+        await outside.labels(storage, "nobody")
+
+
+async def test_what_is_executed_is_not_deleted(storage: InMemoryCheckpointStorage) -> None:
+    held = Held()
+    async with Executor(held.graph, None, storage) as executor, anyio.create_task_group() as tasks:
+        tasks.start_soon(executor.execute, "x", name="execute")
+        await held.reached.wait()
+        ((name,),) = [[record.trace_id for record in await storage.traces()]]
+        with pytest.raises(TraceOwned):
+            await outside.delete(storage, name)
+        held.let_go.set()
+    await outside.delete(storage, name)
+    assert await storage.trace(name) is None

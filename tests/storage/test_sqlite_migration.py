@@ -1,0 +1,158 @@
+"""How an older database becomes one of this version, and what is done with the traces in it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.storage.deltas import Writer
+from tinyllm.storage.contract import (
+    Acquired,
+    Appended,
+    CheckpointStorage,
+    Done,
+    Label,
+    Leave,
+    Left,
+    Prune,
+    Pruned,
+    Snapshot,
+)
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.schema import APPLICATION_ID, VERSION
+
+pytestmark = pytest.mark.anyio
+
+VERSION_1 = Path(__file__).with_name("version_1.sql")
+"""What the first version wrote: trace `t`, which failed after two steps, and its fork `child`, after the first."""
+
+
+def connected(directory: Path) -> sqlite3.Connection:
+    return sqlite3.connect(directory / "tinyllm.db", isolation_level=None)
+
+
+@pytest.fixture
+def old(tmp_path: Path) -> Path:
+    """A directory with a database of the first version."""
+    directory = tmp_path / "old"
+    directory.mkdir()
+    connection = connected(directory)
+    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.executescript(VERSION_1.read_text(encoding="utf-8"))
+    connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
+    connection.execute("PRAGMA user_version = 1")
+    connection.close()
+    return directory
+
+
+async def opened(directory: Path) -> SQLiteCheckpointStorage:
+    storage = SQLiteCheckpointStorage(directory)
+    await storage.initialize()
+    return storage
+
+
+def schema(directory: Path) -> dict[str, object]:
+    """All columns, with their types and defaults, and all indexes, with what they are on."""
+    connection = connected(directory)
+    names = "SELECT type, name FROM sqlite_schema WHERE name NOT LIKE 'sqlite_%'"
+    found: dict[str, object] = {
+        f"{kind} {name}": connection.execute(f"PRAGMA {kind}_xinfo('{name}')").fetchall()
+        for kind, name in connection.execute(names).fetchall()
+    }
+    found["sql"] = sorted(connection.execute("SELECT name, sql FROM sqlite_schema WHERE type = 'index'").fetchall())
+    found["version"] = connection.execute("PRAGMA user_version").fetchone()
+    connection.close()
+    return found
+
+
+def writer_of(snapshot: Snapshot) -> Writer:
+    """One that goes on from `snapshot`."""
+    writer = Writer(snapshot.record.trace_id)
+    writer.key, writer.epoch = snapshot.record.trace, snapshot.record.epoch
+    writer.rev, writer.step, writer.marks = snapshot.rev, snapshot.step, snapshot.marks
+    writer.history = snapshot.counts.messages
+    writer.live = {row.seq: row for row in snapshot.frontier}
+    writer.rounds = {row.node: row.seq for row in snapshot.frontier if row.state == "buffered"}
+    writer.arrived.update(row.activation for row in snapshot.arrivals)
+    writer.bases = {key: rows[0].seq for key, rows in snapshot.variables.items()}
+    return writer
+
+
+async def test_a_migrated_schema_equals_a_fresh_one(old: Path, tmp_path: Path) -> None:
+    await (await opened(old)).close()
+    await (await opened(tmp_path / "new")).close()
+    assert schema(old) == schema(tmp_path / "new")
+    assert schema(old)["version"] == (VERSION,)
+
+
+async def test_a_trace_of_an_older_version_is_read(old: Path) -> None:
+    storage = await opened(old)
+    assert {record.trace_id for record in await storage.traces()} == {"t", "child"}
+    snapshot = await storage.load("t")
+    record = snapshot.record
+    assert (record.status, record.task_digest, record.last_task, record.history) == ("failed", "digest", "digest", None)
+    assert [(row.node, row.state, row.attempts, row.tries) for row in snapshot.frontier] == [
+        ("b", "failed", 1, 0),
+        ("c", "planned", 0, 0),
+        ("join", "buffered", 0, 0),
+        ("c", "planned", 0, 0),
+    ]
+    assert {(row.due, row.progress, row.asked) for row in snapshot.frontier} == {(None, None, None)}
+    assert [row.body for row in snapshot.variables["list"]] == [b"[]", b"1"]
+    assert (snapshot.generation, snapshot.generation_step, snapshot.elapsed) == (1, 0, 0.0)
+    assert (snapshot.tokens_in, snapshot.tokens_out) == (0, 0)
+    assert [row.status for row in await storage.steps("t")] == [None, None]
+    assert [(row.rev, row.message_count) for row in await storage.checkpoints("t")] == [(3, 3), (2, 3), (1, 2), (0, 1)]
+    for trace_id, bodies in (("t", [b'"task"', b'"one"', b'"two"']), ("child", [b'"task"', b'"one"'])):
+        assert [row.body for row in await storage.messages(trace_id)] == bodies
+    await storage.close()
+
+
+@pytest.mark.parametrize("trace_id", ["t", "child"])
+async def test_a_trace_of_an_older_version_goes_on(old: Path, trace_id: str) -> None:
+    storage = await opened(old)
+    writer = writer_of(await storage.load(trace_id))
+    rev, history = writer.rev, writer.history
+    assert await storage.commit([writer.acquire("o")]) == [Acquired(writer.epoch + 1)]
+    writer.epoch += 1
+    (left,) = await storage.commit([Leave(writer.key, trace_id, "pause")])
+    assert isinstance(left, Left)
+    seq = min(writer.live)
+    writes = [
+        writer.append(change=[(seq, "paused")], body=None, consumed=[left.command], task="next"),
+        writer.append(end=seq, plan=["a"], set=[("x", b"2")]),
+    ]
+    assert await storage.commit(writes) == [Appended(rev + 1), Appended(rev + 2)]
+    await check(storage, writer)
+    assert await storage.commands(trace=writer.key) == []
+    assert await storage.commit([Label(writer.key, trace_id, rev + 1, "good"), Prune(writer.key, 1)]) == [
+        Done(),
+        Pruned(2 if trace_id == "t" else 0),  # rev 1 of `t` is pinned
+    ]
+    await check(storage, writer)
+    assert [row.seq for row in await storage.messages(trace_id)] == list(range(1, history + 2))
+    child, fork = writer.fork(await storage.load(trace_id), "grandchild")
+    child.admitted((await storage.commit([fork]))[0])
+    await check(storage, child)
+    assert (await storage.load("grandchild")).record.last_task == "next"
+    await storage.close()
+
+
+async def check(storage: CheckpointStorage, writer: Writer) -> None:
+    snapshot = await storage.load(writer.trace_id)
+    assert (snapshot.rev, snapshot.step, snapshot.marks) == (writer.rev, writer.step, writer.marks)
+    assert snapshot.frontier == tuple(writer.live[seq] for seq in sorted(writer.live))
+    assert snapshot.generation == writer.generation
+
+
+async def test_a_migration_that_fails_leaves_the_older_database(old: Path) -> None:
+    connection = connected(old)
+    connection.execute("CREATE TABLE commands (x)")
+    connection.close()
+    before = schema(old)
+    with pytest.raises(Exception, match="commands already exists"):
+        await opened(old)
+    assert schema(old) == before

@@ -1,0 +1,262 @@
+"""What others may do with a trace while it runs, or lies: pause, cancel, answer, name a checkpoint, delete.
+
+A command is left in the store, durably; only the owner of the trace carries it out, in the delta that consumes it.
+Where no live process owns the trace, whoever left the command becomes the owner for that one delta.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import attrs
+
+from tinyllm.errors import CheckpointNotFound, QuestionNotOpen, TraceEnded
+from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
+from tinyllm.storage.contract import (
+    TERMINAL,
+    Acquire,
+    Acquired,
+    ActivationRow,
+    Append,
+    CheckpointRecord,
+    CheckpointStorage,
+    Command,
+    CommandKind,
+    Delete,
+    Delta,
+    Label,
+    Leave,
+    Outcome,
+    Release,
+    Snapshot,
+    StateChange,
+    Status,
+    TraceRecord,
+    Write,
+)
+from tinyllm.storage.owners import is_owned, refuse_owned
+
+
+async def cancel(storage: CheckpointStorage, trace_id: str) -> Status:
+    """Have a trace end as `cancelled`: what runs is cancelled, nothing more starts, and it is never resumed.
+
+    Returns its status now: a live owner elsewhere may take a second to notice.
+
+    :raises TraceNotFound: no such trace.
+    :raises TraceEnded: it has ended already.
+    """
+    return await _command(storage, trace_id, "cancel")
+
+
+async def pause(storage: CheckpointStorage, trace_id: str) -> Status:
+    """Have a trace pause: what runs may end, nothing more starts; a resume goes on. As `cancel()` otherwise."""
+    return await _command(storage, trace_id, "pause")
+
+
+async def answer(storage: CheckpointStorage, trace_id: str, value: Any, question: str | None = None) -> Question:
+    """Answer a question, once and for all; returns the one that was answered.
+
+    `question` is its `id` or its `name`; it may be left out where only one is open. A trace without a live owner is
+    ready to be resumed then.
+
+    :raises QuestionNotOpen: no such question waits, or several do.
+    :raises AnswerRefused: the value does not fit the question's schema.
+    :raises AlreadyAnswered: somebody else was first.
+    :raises TraceNotFound, TraceEnded: as `cancel()`.
+    """
+    (asked,) = await leave_answers(storage, trace_id, [(question, value)])
+    await carry_out(storage, trace_id)
+    return asked
+
+
+async def leave_answers(
+    storage: CheckpointStorage, trace_id: str, answers: Iterable[tuple[str | None, Any]]
+) -> list[Question]:
+    """The same for several, without carrying it out: for whoever resumes the trace next. None is left unless all fit
+    open questions; where somebody else was first with one of them, the others are left all the same."""
+    snapshot = await storage.load(trace_id)
+    _refuse_ended(snapshot.record)
+    open_ = open_questions(snapshot)
+    chosen = [(_chosen(trace_id, open_, name), value) for name, value in answers]
+    trace = snapshot.record.trace
+    writes = [
+        Leave(trace, trace_id, "answer", bytes.fromhex(asked.activation_id), asked.name, check_answer(asked, value))
+        for asked, value in chosen
+    ]
+    for outcome in await storage.commit(writes):
+        if isinstance(outcome, Exception):
+            raise outcome
+    return [asked for asked, _ in chosen]
+
+
+async def find_question(storage: CheckpointStorage, trace_id: str, name: str | None = None) -> Question:
+    """The open question of that `id` or `name`, or the only one.
+
+    :raises QuestionNotOpen, TraceNotFound, TraceEnded: as `answer()`.
+    """
+    snapshot = await storage.load(trace_id)
+    _refuse_ended(snapshot.record)
+    return _chosen(trace_id, open_questions(snapshot), name)
+
+
+async def questions(storage: CheckpointStorage, trace_id: str) -> tuple[Question, ...]:
+    """The questions of a trace that wait for an answer.
+
+    :raises TraceNotFound: no such trace.
+    """
+    return open_questions(await storage.load(trace_id))
+
+
+async def tag(storage: CheckpointStorage, trace_id: str, label: str, *, step: int | None = None) -> CheckpointRecord:
+    """Name the newest checkpoint of a trace, or of one of its steps: it is not pruned, and is listed with its name.
+    Returns the checkpoint.
+
+    :raises TraceNotFound, CheckpointNotFound: it is not there, or not any more.
+    """
+    return await _label(storage, await storage.find_checkpoint(trace_id, step=step), label)
+
+
+async def untag(
+    storage: CheckpointStorage, trace_id: str, label: str, *, step: int | None = None
+) -> list[CheckpointRecord]:
+    """Take a name away from all checkpoints of a trace that have it, or from those of one step. Returns them.
+
+    :raises TraceNotFound, CheckpointNotFound: there are none.
+    """
+    labelled = await labels(storage, trace_id)
+    wanted = [record for record in labelled if record.label == label and step in (None, record.step)]
+    if not wanted:
+        known = ", ".join(f"{record.label!r} at step {record.step}" for record in labelled)
+        raise CheckpointNotFound(trace_id, f"named {label!r}", known)
+    return [await _label(storage, record, None) for record in wanted]
+
+
+async def labels(storage: CheckpointStorage, trace_id: str) -> list[CheckpointRecord]:
+    """The checkpoints of a trace that have a name, the newest first.
+
+    :raises TraceNotFound: no such trace.
+    """
+    found: list[CheckpointRecord] = []
+    seen = 0
+    while page := await storage.checkpoints(trace_id, limit=1000, offset=seen):
+        seen += len(page)
+        found += [record for record in page if record.label is not None]
+    return found
+
+
+async def delete(storage: CheckpointStorage, trace_id: str) -> None:
+    """Forget a trace and all its checkpoints. Forks of it live on.
+
+    :raises TraceNotFound: no such trace.
+    :raises TraceOwned: a live process executes it.
+    """
+    record = (await storage.load(trace_id)).record
+    refuse_owned(record)
+    await _one(storage, Delete(record.trace))
+
+
+def open_questions(snapshot: Snapshot) -> tuple[Question, ...]:
+    trace_id = snapshot.record.trace_id
+    paused = [row for row in snapshot.frontier if row.state == "paused"]
+    found = [waiting(trace_id, row.node, row.id, decode_asked(row.asked)) for row in paused]
+    return tuple(question for question in found if question is not None)
+
+
+# -- how it is done --------------------------------------------------------------------------------------------
+
+
+async def _command(storage: CheckpointStorage, trace_id: str, kind: CommandKind) -> Status:
+    record = (await storage.load(trace_id)).record
+    _refuse_ended(record)
+    await _one(storage, Leave(record.trace, trace_id, kind))
+    await carry_out(storage, trace_id)
+    after = await storage.trace(trace_id)
+    return record.status if after is None else after.status
+
+
+async def carry_out(storage: CheckpointStorage, trace_id: str) -> None:
+    """Do what was left for a trace that nobody executes."""
+    record = await storage.trace(trace_id)
+    if record is None or is_owned(record):
+        return
+    me = secrets.token_hex(8)  # without a lease: should this process die here, the trace is nobody's
+    (acquired,) = await storage.commit([Acquire(record.trace, trace_id, record.epoch, me)])
+    if not isinstance(acquired, Acquired):
+        return  # somebody took it just now, and carries it out
+    snapshot, commands = await storage.load(trace_id), await storage.commands(trace=record.trace)
+    writes: list[Write] = [Append(trace_id, carried_out(snapshot, commands)), Release(record.trace, acquired.epoch)]
+    for outcome in await storage.commit(writes):
+        if isinstance(outcome, Exception):
+            raise outcome
+
+
+def carried_out(snapshot: Snapshot, commands: Iterable[Command]) -> Delta:
+    """The delta that consumes `commands`, for a trace of which nothing runs."""
+    kinds = {command.kind for command in commands}
+    answers: Mapping[tuple[bytes | None, str | None], bytes | None] = {
+        (command.activation, command.name): command.body for command in commands if command.kind == "answer"
+    }
+    changed = [change for row in snapshot.frontier if (change := _answered(row, answers)) is not None]
+    done = {change.activation for change in changed}
+    waits = [row for row in snapshot.frontier if row.state == "paused" and row.seq not in done]
+    runs = [row for row in snapshot.frontier if row.state not in ("paused", "buffered")]
+    status: Status = "running" if done or runs or not waits else "paused"
+    if "cancel" in kinds:
+        status = "cancelled"
+    elif "pause" in kinds:
+        status = "paused"
+    return Delta(
+        trace=snapshot.record.trace,
+        epoch=snapshot.record.epoch,
+        number=0,
+        rev=snapshot.rev + 1,
+        step=snapshot.step,
+        status=status,
+        marks=snapshot.marks,
+        counts=snapshot.counts,
+        changed=tuple(changed),
+        generation=snapshot.generation,
+        generation_step=snapshot.generation_step,
+        elapsed=snapshot.elapsed,
+        tokens_in=snapshot.tokens_in,
+        tokens_out=snapshot.tokens_out,
+        consumed=tuple(command.id for command in commands),
+    )
+
+
+def _answered(
+    row: ActivationRow, answers: Mapping[tuple[bytes | None, str | None], bytes | None]
+) -> StateChange | None:
+    asked = decode_asked(row.asked)
+    if row.state != "paused" or not asked or (row.id, asked[-1].name) not in answers:
+        return None
+    told = encode_asked(answered(asked, answers[row.id, asked[-1].name] or b"null"))
+    return StateChange(row.seq, "planned", row.attempts, None, row.tries, row.due, row.progress, told)
+
+
+def _chosen(trace_id: str, open_: tuple[Question, ...], wanted: str | None) -> Question:
+    fits = [question for question in open_ if wanted in (None, question.id, question.name)]
+    if len(fits) != 1:
+        names = [question.id for question in open_]
+        raise QuestionNotOpen(trace_id, wanted, names, several=len(fits) > 1)
+    return fits[0]
+
+
+def _refuse_ended(record: TraceRecord) -> None:
+    if record.status in TERMINAL:
+        raise TraceEnded(record.trace_id, record.status)
+
+
+async def _label(storage: CheckpointStorage, checkpoint: CheckpointRecord, label: str | None) -> CheckpointRecord:
+    record = (await storage.load(checkpoint.trace_id)).record
+    await _one(storage, Label(record.trace, record.trace_id, checkpoint.rev, label))
+    return attrs.evolve(checkpoint, label=label)
+
+
+async def _one(storage: CheckpointStorage, write: Write) -> Outcome:
+    (outcome,) = await storage.commit([write])
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome

@@ -8,6 +8,7 @@ import attrs
 
 from tinyllm.errors import CheckpointNotFound
 from tinyllm.storage.contract import (
+    TERMINAL,
     UNOWNED,
     ActivationRow,
     ArrivalRow,
@@ -99,6 +100,8 @@ class NaiveTrace:
         self.last_task = delta.task or self.last_task
         for command in delta.consumed:
             self.commands.pop(command, None)
+        if delta.status in TERMINAL:
+            self.commands = {key: left for key, left in self.commands.items() if left.kind == "answer"}
         if delta.status in UNOWNED:
             self.owner = None
         self.kept[delta.rev] = self._state(delta)

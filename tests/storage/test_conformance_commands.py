@@ -34,6 +34,7 @@ from tinyllm.storage.contract import (
     Prune,
     Pruned,
     Release,
+    Status,
 )
 
 pytestmark = pytest.mark.anyio
@@ -139,6 +140,19 @@ async def test_an_ended_trace_takes_no_command(storage: CheckpointStorage, statu
         assert isinstance(outcome, TraceEnded)
         assert (outcome.trace_id, outcome.status) == ("t", status)
     assert await left(storage, writer) == []
+
+
+@pytest.mark.parametrize("status", sorted(TERMINAL))
+async def test_pauses_and_cancels_do_not_outlive_the_trace_they_were_for(
+    storage: CheckpointStorage, status: Status
+) -> None:
+    writer = await admit(storage)
+    other = await admit(storage, "other")
+    await commit(storage, command(other, "cancel"), command(writer, "pause"), command(writer, "cancel"))
+    answered = await leave(storage, answer(writer, 1))
+    await commit_one(storage, writer.append(body=None, status=status))
+    assert await left(storage, writer) == [answered]
+    assert len(await left(storage, other)) == 1
 
 
 async def test_a_paused_trace_takes_commands_and_one_that_is_gone_does_not(storage: CheckpointStorage) -> None:

@@ -317,7 +317,8 @@ class Leave:
     A `pause` or `cancel` that is there already is the same one. An `answer` is to the question `name` of the activation
     `activation` (its 16 bytes) and is given once, also when it was consumed long ago: a second one is
     `AlreadyAnswered`, until the activation is pruned. A trace whose status is in `TERMINAL` takes none: `TraceEnded`;
-    where there is no trace: `TraceNotFound`.
+    where there is no trace: `TraceNotFound`. A delta by which the trace comes to such a status drops the pauses and
+    cancels that are there: they were for what has ended, and not for what may be tried again.
     """
 
     trace: int

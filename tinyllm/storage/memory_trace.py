@@ -156,6 +156,8 @@ class Trace:
         self.steps.extend(delta.steps)
         for command in delta.consumed:
             self.commands.pop(command, None)
+        if delta.status in TERMINAL:
+            self.commands = {number: left for number, left in self.commands.items() if left.kind == "answer"}
         self.checkpoints.append(
             Checkpoint(
                 epoch=self.epoch,

@@ -13,6 +13,9 @@ ANSWERED = "UPDATE commands SET consumed = 1, body = NULL WHERE id = ? AND trace
 CARRIED_OUT = "DELETE FROM commands WHERE id = ? AND trace = ? AND kind != 'answer'"
 """What becomes of a command that a delta of its trace consumes."""
 
+OUTLIVED = "DELETE FROM commands WHERE trace = ? AND kind != 'answer'"
+"""What becomes of all that are left for a trace when that ends."""
+
 FORGET_ANSWERS = "DELETE FROM commands WHERE trace = ? AND kind = 'answer' AND activation = ?"
 
 _STATUS = "SELECT status FROM traces WHERE key = ? AND trace_id IS NOT NULL"

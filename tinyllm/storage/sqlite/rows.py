@@ -6,9 +6,9 @@ from typing import Any
 
 import attrs
 
-from tinyllm.storage.contract import ActivationRow, Delta, StateChange
+from tinyllm.storage.contract import TERMINAL, ActivationRow, Delta, StateChange
 from tinyllm.storage.framing import Frame, checksum, encode
-from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT
+from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT, OUTLIVED
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import SHIFT
 
@@ -67,6 +67,8 @@ class Rows:
     answers: list[Row] = attrs.field(factory=list)
     others: list[Row] = attrs.field(factory=list)
     """Commands that were consumed; each is in both, being of either kind."""
+    over: list[Row] = attrs.field(factory=list)
+    """Traces that have ended."""
 
     def add(self, trace: int, epoch: int, rev: int, delta: Delta, now: float) -> None:
         """Take in `delta` as what the checkpoint `rev` of `trace` adds."""
@@ -139,6 +141,8 @@ class Rows:
         for command in delta.consumed:
             self.answers.append((command, trace))
             self.others.append((command, trace))
+        if delta.status in TERMINAL:
+            self.over.append((trace,))
         marks, counts = delta.marks, delta.counts
         self.checkpoints.append(
             (
@@ -204,6 +208,7 @@ class Rows:
             (_LAST_TASK, self.last_tasks),
             (ANSWERED, self.answers),
             (CARRIED_OUT, self.others),
+            (OUTLIVED, self.over),
         ):
             if rows:
                 connection.executemany(statement, rows)

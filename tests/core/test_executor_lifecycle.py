@@ -370,6 +370,31 @@ async def test_stop_of_a_bare_executor_stops_its_calls() -> None:
     assert (await executor.resume_from_checkpoint("t")).status == "completed"
 
 
+async def test_a_close_that_waits_for_a_call_ends_when_the_call_is_cancelled() -> None:
+    begun = anyio.Event()
+
+    async def work(value: Any) -> Any:
+        begun.set()
+        await anyio.sleep_forever()
+
+    executor = Executor(chain(work), DEBUG)
+    async with anyio.create_task_group() as tasks, anyio.create_task_group() as calls:
+        calls.start_soon(executor.execute, "task")
+        await begun.wait()
+        tasks.start_soon(executor.close)
+        await anyio.wait_all_tasks_blocked()
+        calls.cancel_scope.cancel()
+
+
+async def test_a_call_that_came_to_nothing_leaves_the_context_of_the_one_before() -> None:
+    store = Noting()
+    async with Executor(chain(in_loop), DEBUG, store) as executor:
+        store.failure = lambda writes: StorageError("no") if isinstance(writes[0], Admit) else None
+        with pytest.raises(StorageError):
+            await executor.execute("task")
+        assert executor.context is None
+
+
 @pytest.mark.parametrize("bare", [True, False])
 async def test_cancelling_the_host_leaves_the_trace_interrupted_and_no_thread_behind(bare: bool) -> None:
     store, begun = Noting(), anyio.Event()

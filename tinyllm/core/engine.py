@@ -90,6 +90,14 @@ class Engine:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Start the actors; at the end, stop the runs, and wait until everything handed over is written."""
+        try:
+            async with self._running():
+                yield
+        finally:
+            self._ended.set()
+
+    @asynccontextmanager
+    async def _running(self) -> AsyncIterator[None]:
         error: BaseException | None = None
         async with AsyncExitStack() as stack:
             if self._deps is None and self.graph.lifespan is not None:
@@ -110,7 +118,6 @@ class Engine:
                     error = raised  # carried past the task group, which would wrap it in a group
                 finally:
                     await self._shut_down(shields)
-        self._ended.set()
         if error is not None:
             raise error
 

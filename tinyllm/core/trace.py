@@ -84,7 +84,7 @@ class TraceCall:
             return await self._run(plan, 0, TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting()))
         record = None if trace_id is None else await self._storage.trace(trace_id)
         while record is None:
-            plan = self._client.last = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
+            plan = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
             try:
                 return await self._admit(plan, task, initial, task_digest)
             except TraceExists:  # chosen at random, or admitted by somebody else just now
@@ -166,6 +166,7 @@ class TraceCall:
         self._client.trace_id = plan.trace_id
         admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
         plan.key, plan.epoch = admitted.trace, admitted.epoch
+        self._client.last = plan
         started = TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
         return await self._run(plan, admitted.rev, started)
 

@@ -10,9 +10,10 @@ import secrets
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import anyio
 import attrs
 
-from tinyllm.errors import CheckpointNotFound, QuestionNotOpen, TraceEnded
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
 from tinyllm.storage.contract import (
     TERMINAL,
@@ -182,14 +183,15 @@ async def carry_out(storage: CheckpointStorage, trace_id: str) -> None:
     if record is None or is_owned(record):
         return
     me = secrets.token_hex(8)  # without a lease: should this process die here, the trace is nobody's
-    (acquired,) = await storage.commit([Acquire(record.trace, trace_id, record.epoch, me)])
-    if not isinstance(acquired, Acquired):
-        return  # somebody took it just now, and carries it out
-    snapshot, commands = await storage.load(trace_id), await storage.commands(trace=record.trace)
-    writes: list[Write] = [Append(trace_id, carried_out(snapshot, commands)), Release(record.trace, acquired.epoch)]
-    for outcome in await storage.commit(writes):
-        if isinstance(outcome, Exception):
-            raise outcome
+    with anyio.CancelScope(shield=True):  # bounded: by two commits
+        (acquired,) = await storage.commit([Acquire(record.trace, trace_id, record.epoch, me)])
+        if not isinstance(acquired, Acquired):
+            return  # somebody took it just now, and carries it out
+        snapshot, commands = await storage.load(trace_id), await storage.commands(trace=record.trace)
+        writes: list[Write] = [Append(trace_id, carried_out(snapshot, commands)), Release(record.trace, acquired.epoch)]
+        for outcome in await storage.commit(writes):
+            if isinstance(outcome, Exception) and not isinstance(outcome, OwnershipLost):  # likewise
+                raise outcome
 
 
 def carried_out(snapshot: Snapshot, commands: Iterable[Command]) -> Delta:

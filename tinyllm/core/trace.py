@@ -24,6 +24,7 @@ from tinyllm.errors import (
     GraphChanged,
     NodeMissing,
     NothingToRun,
+    OwnershipLost,
     TraceExists,
     TraceMismatch,
     ValueNotStorable,
@@ -181,7 +182,11 @@ class TraceCall:
         self._client.trace_id = record.trace_id
         snapshot = await self._storage.load(record.trace_id)
         noted = await self._check_graph(snapshot, accept_graph_change)
-        epoch = await self._acquire(record.trace, record.trace_id, record.epoch)
+        try:
+            epoch = await self._acquire(record.trace, record.trace_id, record.epoch)
+        except OwnershipLost:  # to somebody who executes it now, or who answered, or saved a checkpoint, just then
+            found = await self._found(record.trace_id)
+            return await self._go_on(found, retry=retry, accept_graph_change=accept_graph_change, task=task)
         if record.high_water is not None:
             handed, running = record.high_water
             lost: int | None = max(0, handed - record.step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 import anyio
@@ -24,6 +25,7 @@ from tinyllm import (
 )
 from tinyllm.actors.events import Event, NodeAnswered, NodePaused, NodeStarted, Planned
 from tinyllm.core import outside
+from tinyllm.storage.contract import Acquire, Append, Outcome, Release, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -121,6 +123,58 @@ async def test_a_cancelled_trace_is_over(storage: InMemoryCheckpointStorage) -> 
         assert (await executor.resume_from_checkpoint("t")).status == "cancelled"
 
 
+class Stubborn(Held):
+    """Its first node cannot be cancelled; beside it, one asks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        async def begin(value: str) -> str:
+            return value
+
+        async def stubborn(value: str) -> str:
+            self.reached.set()
+            with anyio.CancelScope(shield=True):
+                await self.let_go.wait()
+            return value
+
+        async def wonder(value: str, context: Any) -> str:
+            return str(await context.ask("?"))
+
+        self.alone = GraphBuilder("stubborn").chain(stubborn).build()
+        self.graph = GraphBuilder("asks").chain(begin, stubborn).chain(begin, wonder).build()
+
+
+@pytest.mark.parametrize("kind", ["pause", "cancel"])
+async def test_what_comes_to_rest_when_it_was_to_end_is_ended(storage: InMemoryCheckpointStorage, kind: str) -> None:
+    held = Stubborn()
+    async with Executor(held.graph, None, storage) as executor, anyio.create_task_group() as tasks:
+        tasks.start_soon(partial(executor.execute, "x", trace_id="t"), name="execute")
+        await held.reached.wait()
+        await getattr(executor, kind)("t")
+        await anyio.wait_all_tasks_blocked()  # it has been told
+        held.let_go.set()
+    record = await storage.trace("t")
+    assert record is not None
+    assert record.status == {"pause": "paused", "cancel": "cancelled"}[kind]
+    assert await storage.commands(trace=record.trace) == []
+
+
+async def test_a_cancel_that_came_too_late_does_not_end_the_next_generation(
+    storage: InMemoryCheckpointStorage,
+) -> None:
+    held = Stubborn()
+    async with Executor(held.alone, None, storage) as executor:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(partial(executor.execute, "x", trace_id="t"), name="execute")
+            await held.reached.wait()
+            await executor.cancel("t")
+            await anyio.wait_all_tasks_blocked()
+            held.let_go.set()
+        assert (await executor.resume_from_checkpoint("t")).status == "completed"
+        assert (await executor.execute("y", resume_trace_id="t")).content == "y"
+
+
 # -- answers ---------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +243,43 @@ async def test_an_answer_to_a_running_trace_is_told_before_what_it_starts(storag
         held.let_go.set()
     told = [event for event in seen if isinstance(event, NodeAnswered | Planned | NodeStarted)]
     assert told[:3] == [NodeAnswered(name, "ask", "a"), Planned(name, "ask", 1), NodeStarted(name, "ask")]
+
+
+class Overtaken(InMemoryCheckpointStorage):
+    """Before the next write of that kind is committed, somebody else acquires trace `t`, and leaves it again."""
+
+    kind: type[Write] | None = None
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        if self.kind is not None and isinstance(writes[0], self.kind):
+            self.kind = None
+            record = await self.trace("t")
+            assert record is not None
+            taken = Acquire(record.trace, "t", record.epoch, "other")
+            await super().commit([taken, Release(record.trace, record.epoch + 1)])
+        return await super().commit(writes)
+
+
+@pytest.mark.parametrize("kind", [Acquire, Append])
+async def test_an_answer_whose_trace_was_taken_meanwhile_is_the_takers_to_carry_out(kind: type[Write]) -> None:
+    storage = Overtaken()
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a", trace_id="t")
+        storage.kind = kind
+        await executor.answer("t", 7)
+        assert storage.kind is None
+        assert (await executor.execute("a", trace_id="t")).value == 7
+    await storage.close()
+
+
+async def test_a_resume_goes_on_where_somebody_only_answered_just_then() -> None:
+    storage = Overtaken()
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a", trace_id="t")
+        storage.kind = Acquire
+        assert (await executor.resume_from_checkpoint("t", answers={"a": 7})).value == 7
+        assert storage.kind is None
+    await storage.close()
 
 
 # -- labels, deleting ------------------------------------------------------------------------------------------

@@ -64,6 +64,8 @@ class Plan(Delivery):
         self.visited: list[str] = []
         """The nodes of all steps, likewise."""
         self.began = 0.0
+        self.closing = False
+        """Whoever was told to end this trace closes it once nothing runs: it does not come to rest by itself."""
         self._keeps_history = graph.history != 0
         self._marks = Marks()
         self._messages = 0
@@ -316,7 +318,8 @@ class Plan(Delivery):
         if self.error is not None or self.status in UNOWNED:
             return
         if self.at_rest:
-            self.status = "paused"
+            if not self.closing:
+                self.status = "paused"
         elif not self.quiescent:
             if self._limit_reached():
                 self.run_out(LimitReached("max_steps", self.graph.limits.max_steps or 0))

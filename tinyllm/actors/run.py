@@ -334,7 +334,7 @@ class Run:
             if command.kind == "answer":
                 continue
             self._obeyed.append(command.id)
-            self._dispatch.stopped = True
+            self._dispatch.stopped = self._plan.closing = True
             if command.kind == "cancel":
                 self._ending = "cancelled"
                 await self._cancel_running()

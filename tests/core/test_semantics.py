@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -267,6 +268,45 @@ async def test_progress_is_durable_when_it_was_saved(store: CheckpointStorage) -
     async with Executor(graph, checkpoint_storage=store) as executor:
         await executor.execute("x", trace_id="t")
     assert seen == [[b'"half"']]
+
+
+async def test_an_attempt_that_was_given_up_does_not_overwrite_what_the_next_has_saved(
+    store: CheckpointStorage,
+) -> None:
+    timed_out, tried = threading.Event(), threading.Event()
+    found: list[Any] = []
+
+    def work(task: str, context: Any) -> str:
+        found.append(context.progress)
+        if context.attempt == 1:
+            timed_out.wait(10)
+            try:
+                context.save_progress("late")
+            finally:
+                tried.set()
+        if context.attempt == 2:
+            context.save_progress("new")
+            timed_out.set()
+            tried.wait(10)
+            raise ConnectionError
+        return "done"
+
+    graph = changed(GraphBuilder("g").node(work).build(), "work", retry=FAST, timeout=0.3)
+    async with Executor(graph, checkpoint_storage=store) as executor:
+        assert (await executor.execute("x", trace_id="t")).value == "done"
+    assert found == [None, None, "new"]
+
+
+async def test_a_node_may_save_from_many_tasks_at_once(store: CheckpointStorage) -> None:
+    async def work(task: str, context: Any) -> str:
+        async with anyio.create_task_group() as tasks:
+            for page in range(300):
+                tasks.start_soon(context.save_progress, page)
+        return "done"
+
+    graph = GraphBuilder("g").node(work, max_concurrency=1).build()
+    async with Executor(graph, checkpoint_storage=store) as executor:
+        assert (await executor.execute("x", trace_id="t")).value == "done"
 
 
 # -- generations -----------------------------------------------------------------------------------------------

@@ -127,7 +127,7 @@ class NodeExecutor:
                     with anyio.CancelScope() as limit:
                         if timeout is not None:
                             limit.deadline = anyio.current_time() + timeout
-                        answer = self._answer(message.seq, await self._invoke(call, self._saver(message)), began)
+                        answer = self._answer(message.seq, await self._invoke(call, self._saver(message, scope)), began)
                     if limit.cancelled_caught and timeout is not None:
                         answer = self._failed(message.seq, NodeTimeout(self._node.id, timeout), began)
             if answer is None:
@@ -157,16 +157,28 @@ class NodeExecutor:
         duration_ms = (time.perf_counter() - began) * 1000
         return Failed(seq, failure(self._node.id, error, self._function), error, duration_ms)
 
-    def _saver(self, message: RunNode) -> Save:
+    def _saver(self, message: RunNode, scope: anyio.CancelScope) -> Save:
+        one: anyio.Lock | None = None
+
         async def save(body: bytes) -> None:
-            answer = Answer()
-            try:
-                message.reply.send_nowait(Progressed(message.seq, body, answer))
-            except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # an abandoned thread, long after
-                raise NodeError(self._node.id, "its trace no longer waits for it; nothing was saved") from None
-            await answer.wait()
+            nonlocal one
+            if one is None:  # not sooner: most attempts save nothing, and a lock is dear
+                one = anyio.Lock(fast_acquire=True)
+            async with one:  # a node may save from many tasks; its run has room for one of each activation
+                # An abandoned thread comes here, too: it must not write over what the next attempt has saved.
+                if self._scopes.get((message.reply, message.seq)) is not scope:
+                    raise self._unsaved()
+                answer = Answer()
+                try:
+                    message.reply.send_nowait(Progressed(message.seq, body, answer))
+                except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # its run did not wait for it to end
+                    raise self._unsaved() from None
+                await answer.wait()
 
         return save
+
+    def _unsaved(self) -> NodeError:
+        return NodeError(self._node.id, "its trace no longer waits for it; nothing was saved")
 
     def _invoker(self, graph: Graph, deps: Any, debug_mutation: bool) -> Callable[[Call, Save], Awaitable[Outcome]]:
         if self._function is None:

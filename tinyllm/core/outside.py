@@ -15,6 +15,7 @@ import attrs
 
 from tinyllm.errors import CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
+from tinyllm.storage.by_hand import forget
 from tinyllm.storage.contract import (
     TERMINAL,
     Acquire,
@@ -25,7 +26,6 @@ from tinyllm.storage.contract import (
     CheckpointStorage,
     Command,
     CommandKind,
-    Delete,
     Delta,
     Label,
     Leave,
@@ -37,7 +37,7 @@ from tinyllm.storage.contract import (
     TraceRecord,
     Write,
 )
-from tinyllm.storage.owners import is_owned, refuse_owned
+from tinyllm.storage.owners import is_owned
 
 
 async def cancel(storage: CheckpointStorage, trace_id: str) -> Status:
@@ -153,9 +153,7 @@ async def delete(storage: CheckpointStorage, trace_id: str) -> None:
     :raises TraceNotFound: no such trace.
     :raises TraceOwned: a live process executes it.
     """
-    record = (await storage.load(trace_id)).record
-    refuse_owned(record)
-    await _one(storage, Delete(record.trace))
+    await forget(storage, (await storage.load(trace_id)).record)
 
 
 def open_questions(snapshot: Snapshot) -> tuple[Question, ...]:

@@ -389,7 +389,10 @@ class AlreadyAnswered(TinyLLMError):
     name: str
 
     def __str__(self) -> str:
-        return f"question {self.name!r} of trace {self.trace_id!r} was answered before; that answer stands"
+        return (
+            f"question {self.name!r} of trace {self.trace_id!r} was answered before, and that answer stands; "
+            "resume the trace without this one"
+        )
 
 
 @attrs.define(eq=False)

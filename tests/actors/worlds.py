@@ -314,7 +314,7 @@ class Walk:
             output = self._callers[activation.node].output(prepared, done.value)
             delta = plan.finish(activation.seq, output, ended_at=at, duration_ms=0.0)
         except Pause as pause:
-            delta = plan.park(activation.seq, asked_by(activation.node, pause))
+            delta = plan.park(activation.seq, asked_by(prepared.call, pause))
         except Stumble as error:
             delta = plan.fail(activation.seq, failure(activation.node, error), at=at, duration_ms=0.0)
         else:

@@ -193,6 +193,23 @@ async def test_a_pause_may_be_raised(store: CheckpointStorage) -> None:
         assert [question.name for question in response.questions] == ["gate"]
 
 
+@pytest.mark.parametrize("wants_context", [True, False])
+async def test_who_asks_again_what_is_answered_is_told_where_the_answer_is(
+    store: CheckpointStorage, wants_context: bool
+) -> None:
+    def forgets(value: str) -> str:
+        raise Pause("open the gate?", name="gate")
+
+    def forgets_it_has(value: str, context: Any) -> str:
+        raise Pause("open the gate?", name="gate")
+
+    graph = GraphBuilder("gates").node(forgets_it_has if wants_context else forgets).build()
+    async with Executor(graph, checkpoint_storage=store) as executor:
+        await executor.execute("x", trace_id="t")
+        with pytest.raises(ExecutionError, match=r"take the answer from `context\.ask\(\.\.\., name='gate'\)`"):
+            await executor.resume_from_checkpoint("t", answers={"gate": True})
+
+
 async def test_an_answer_reaches_a_trace_that_still_runs(store: CheckpointStorage) -> None:
     released = anyio.Event()
     asked = anyio.Event()

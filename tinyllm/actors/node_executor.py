@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import anyio.to_process
 import anyio.to_thread
+import attrs
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
@@ -189,9 +190,9 @@ class NodeExecutor:
             return partial(_in_process, path, qualname, self._function.wants_context, debug_mutation, limiter)
         caller = Caller(self._function, deps=deps, debug_mutation=debug_mutation)
         if is_in_loop(graph, self._node):
-            return partial(_in_loop, self._node.id, self._function, caller)
+            return partial(_in_loop, self._function, caller)
         limiter = anyio.CapacityLimiter(max(IN_THREAD, concurrency(graph, self._node)))
-        return partial(_in_thread, self._node.id, self._function, caller, limiter)
+        return partial(_in_thread, self._function, caller, limiter)
 
 
 Outcome = Output | Asked | Failure
@@ -202,24 +203,24 @@ async def _pass_on(call: Call, _save: Save) -> Outcome:
     return Output(call.input.body)
 
 
-async def _in_loop(node_id: str, function: NodeFunction, caller: Caller, call: Call, save: Save) -> Outcome:
+async def _in_loop(function: NodeFunction, caller: Caller, call: Call, save: Save) -> Outcome:
     prepared = caller.prepare(call, save)
     try:
         returned = await function.call(*prepared.arguments, **prepared.keywords)
     except (Pause, BaseExceptionGroup) as raised:
-        return asked_by(node_id, pause_in(raised))
+        return asked_by(call, pause_in(raised))
     return caller.output(prepared, returned)
 
 
 async def _in_thread(
-    node_id: str, function: NodeFunction, caller: Caller, limiter: anyio.CapacityLimiter, call: Call, save: Save
+    function: NodeFunction, caller: Caller, limiter: anyio.CapacityLimiter, call: Call, save: Save
 ) -> Outcome:
     def work() -> Outcome:
         prepared = caller.prepare(call, save)
         try:
             returned = function.call(*prepared.arguments, **prepared.keywords)
         except Pause as pause:
-            return asked_by(node_id, pause)
+            return asked_by(call, pause)
         return caller.output(prepared, returned)
 
     # Abandoned when cancelled: a thread cannot be stopped, and its result would not be recorded any more.
@@ -235,11 +236,7 @@ async def _in_process(
     call: Call,
     _save: Save,
 ) -> Outcome:
-    lent = (
-        call
-        if wants_context
-        else Call(call.trace_id, call.node_id, call.activation, call.attempt, call.input, call.sources, {})
-    )
+    lent = call if wants_context else attrs.evolve(call, versions={}, progress=None)
     try:
         return await anyio.to_process.run_sync(
             call_in_worker, path, qualname, lent, debug_mutation, cancellable=True, limiter=limiter

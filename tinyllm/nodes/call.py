@@ -243,12 +243,17 @@ class Prepared:
     context: Context | None
 
 
-def asked_by(node_id: str, pause: Pause) -> Asked:
+def asked_by(call: Call, pause: Pause) -> Asked:
     """The question that a node raised.
 
+    :raises NodeError: it has the answer: nobody can give another, and the trace would wait for ever.
     :raises ValueNotStorable: there is no JSON Schema for what it wants.
     """
-    return Asked(pause.name, str(pause.prompt), schema_of(pause.schema, f"nodes.{node_id}: schema of {pause.name!r}"))
+    name = pause.name
+    if any(asked.name == name and asked.answer is not None for asked in call.asked):
+        remedy = f"take the answer from `context.ask(..., name={name!r})`, or ask under another name"
+        raise NodeError(call.node_id, f"it asks {name!r} again, which is answered; {remedy}")
+    return Asked(name, str(pause.prompt), schema_of(pause.schema, f"nodes.{call.node_id}: schema of {name!r}"))
 
 
 def pause_in(raised: BaseException) -> Pause:

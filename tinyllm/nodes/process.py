@@ -28,7 +28,7 @@ def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -
         try:
             return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
         except Pause as pause:
-            return asked_by(call.node_id, pause)
+            return asked_by(call, pause)
     except (Exception, SystemExit) as error:
         return failure(call.node_id, error, function)
 

@@ -214,11 +214,10 @@ class Calls:
                 pass  # it was killed, or somebody who answered owned it just now
             except ExecutionError as error:
                 response = error.response
-            tasks.cancel_scope.cancel()
         return response
 
     async def _answer_meanwhile(self, executor: Executor, trace_id: str) -> None:
-        with suppress(TraceNotFound, StorageError):
+        with suppress(TraceNotFound, StorageError):  # it is not admitted yet; it was killed
             for _ in range(self.rng.randrange(10)):
                 await anyio.lowlevel.checkpoint()
                 await self._answer(executor, trace_id)

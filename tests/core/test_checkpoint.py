@@ -182,6 +182,7 @@ async def test_a_record_that_a_program_made_itself_is_restored_too(manager: Chec
     record = CheckpointRecord(id="i", graph_id="g", trace_id="t", step=3, state=state, messages=said, node_id="a")
     context = ExecutionContext(trace_id="t", graph_id="g")
     await manager.restore_context(record, context)
+    assert context.current_node == "a", "the node of the checkpoint, whatever its state says"
     context.visit_node("b")
     context.add_message(said[0])
     context.get_variable("x").append(2)

@@ -71,6 +71,15 @@ async def test_a_storage_that_is_given_is_initialized_and_not_closed() -> None:
     assert await finished(store, "t") == ["a"]
 
 
+async def test_a_storage_that_nobody_has_opened_is_opened_and_left_open(tmp_path: Path) -> None:
+    store = SQLiteCheckpointStorage(tmp_path)
+    executor = Executor(chain(echo), DEBUG, store)
+    await executor.execute("task", trace_id="t")
+    await executor.close()
+    assert await finished(store, "t") == ["a"]
+    await store.close()
+
+
 @pytest.mark.parametrize("as_text", [True, False])
 async def test_a_path_is_opened_and_closed_with_the_executor(as_text: bool, tmp_path: Path) -> None:
     place = tmp_path / "store"

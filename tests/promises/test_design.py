@@ -160,8 +160,12 @@ async def test_what_an_outcome_tells_is_durable_when_it_is_told(
             assert len(await other.steps(response.trace_id)) == number + 1
 
 
+@pytest.mark.parametrize("each_node", [True, False])
 @pytest.mark.parametrize("end", ["fails", "is cancelled"])
-async def test_progress_is_found_after_a_resume(checkpoint_storage: CheckpointStorage, end: str) -> None:
+async def test_progress_is_found_after_a_resume(
+    checkpoint_storage: CheckpointStorage, end: str, each_node: bool
+) -> None:
+    config = ExecutorConfig(checkpoint_after_each_node=each_node, checkpoint_interval_ms=0)
     found: list[Any] = []
     saved = anyio.Event()
 
@@ -176,7 +180,7 @@ async def test_progress_is_found_after_a_resume(checkpoint_storage: CheckpointSt
         return "done"
 
     graph = GraphBuilder("g").node(work).build()
-    async with Executor(graph, checkpoint_storage=checkpoint_storage) as executor:
+    async with Executor(graph, config, checkpoint_storage) as executor:
         if end == "fails":
             with pytest.raises(ExecutionError):
                 await executor.execute("task", trace_id="t")
@@ -185,7 +189,7 @@ async def test_progress_is_found_after_a_resume(checkpoint_storage: CheckpointSt
                 tasks.start_soon(lambda: executor.execute("task", trace_id="t"))
                 await saved.wait()
                 tasks.cancel_scope.cancel()
-    async with Executor(graph, checkpoint_storage=checkpoint_storage) as executor:
+    async with Executor(graph, config, checkpoint_storage) as executor:
         assert (await executor.resume_from_checkpoint("t")).value == "done"
     assert found == [None, {"page": 3}]
 

@@ -131,6 +131,12 @@ def test_without_an_owner_a_pause_and_a_cancel_are_carried_out() -> None:
     assert (last.status, last.consumed) == ("cancelled", (1, 2))
 
 
+def test_without_an_owner_and_with_nothing_to_carry_out_a_trace_stays_what_it_was() -> None:
+    record, hand = paused()
+    record.append(carried_out(record.load(), [command(hand.plan, "pause"), command(hand.plan, id=2)]))
+    assert carried_out(record.load(), []).status == "paused", "though something could run"
+
+
 def test_progress_is_kept_with_its_activation_through_failures_and_resumes() -> None:
     record, hand = Record(BRANCHES), Hand(BRANCHES)
     record.admit(hand.plan, hand.deltas[0])

@@ -178,7 +178,7 @@ async def _command(storage: CheckpointStorage, trace_id: str, kind: CommandKind)
 async def carry_out(storage: CheckpointStorage, trace_id: str) -> None:
     """Do what was left for a trace that nobody executes."""
     record = await storage.trace(trace_id)
-    if record is None or is_owned(record):
+    if record is None or is_owned(record) or not await storage.commands(trace=record.trace):
         return
     me = secrets.token_hex(8)  # without a lease: should this process die here, the trace is nobody's
     with anyio.CancelScope(shield=True):  # bounded: by two commits
@@ -203,7 +203,9 @@ def carried_out(snapshot: Snapshot, commands: Iterable[Command]) -> Delta:
     waits = [row for row in snapshot.frontier if row.state == "paused" and row.seq not in done]
     runs = [row for row in snapshot.frontier if row.state not in ("paused", "buffered")]
     status: Status = "running" if done or runs or not waits else "paused"
-    if "cancel" in kinds:
+    if not kinds:  # somebody else was quicker: it stays what it was
+        status = snapshot.status
+    elif "cancel" in kinds:
         status = "cancelled"
     elif "pause" in kinds:
         status = "paused"

@@ -443,6 +443,8 @@ async def test_what_was_changed_in_a_traces_context_is_added_to_it(
     saved = await manager.save_checkpoint(context, "by hand")
     assert saved is not None
     assert (saved.rev, saved.status, saved.frontier_count) == (latest.rev + 1, "failed", 1)
+    assert saved.label == "by hand", "so it is kept, as one that was saved by hand is"
+    assert list(saved.visited_nodes) == ["one"]
     trace = await storage.trace(trace_id)
     assert trace is not None
     assert (trace.status, trace.owner, trace.error is None) == ("failed", None, False)

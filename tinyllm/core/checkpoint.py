@@ -90,8 +90,9 @@ class CheckpointManager:
         """Save `context` as it is at `current_node_id`, which may be any text. None: none was due.
 
         The context of a trace that an executor executed, if nothing in it was changed, is in the store already: its
-        checkpoint is labelled `current_node_id`. Any other is stored by what is different from the newest checkpoint of
-        its trace, of which then `max_checkpoints_per_trace` are kept, the first among them.
+        checkpoint is labelled `current_node_id`, and with a label it is kept. What was changed in one is added to its
+        trace, as a checkpoint with that label. A context of the program's own is stored by what is different from the
+        newest checkpoint of its trace, of which then `max_checkpoints_per_trace` are kept, the first among them.
 
         :raises TraceMismatch: the trace is another graph's, or has messages or visited nodes that the context does not
             begin with.

@@ -65,8 +65,9 @@ async def save(
     """Save `context`, at `node`; returns the checkpoint when it is durable.
 
     The context of a trace that an executor executed, unchanged, is there already: its checkpoint gets the label `node`.
-    Any other is stored by its difference from the trace's newest checkpoint: what it costs, beside capturing the
-    variables, is what is new. `keep`: how many checkpoints of it are kept then, the first included.
+    Any other is stored by its difference from the trace's newest checkpoint, in an executor's trace with that label
+    too: what it costs, beside capturing the variables, is what is new. `keep`: how many checkpoints of it are kept
+    then, the first included.
 
     :raises TraceMismatch: the trace is another graph's, or goes on otherwise than the context does.
     :raises TraceOwned: a live process executes the trace, and the context is not just one of its states.
@@ -106,13 +107,14 @@ async def _save(
     refuse_owned(snapshot.record)
     if refused := too_big(delta):
         raise refused
-    await _append(storage, snapshot.record, delta)
+    # Of a trace of its own, a program keeps the newest; one among an executor's is kept because it has a name.
+    await _append(storage, snapshot.record, delta, None if record.fingerprint == BY_HAND else node)
     if keep is not None:
         await _prune(storage, record.trace, keep)
     return await _saved(storage, context, delta.rev)
 
 
-async def _append(storage: CheckpointStorage, record: TraceRecord, delta: Delta) -> None:
+async def _append(storage: CheckpointStorage, record: TraceRecord, delta: Delta, label: str | None) -> None:
     """Add a delta to a trace that nobody executes.
 
     In two commits: one could not stop the delta where somebody else acquired the trace first. What is left of the first
@@ -121,8 +123,10 @@ async def _append(storage: CheckpointStorage, record: TraceRecord, delta: Delta)
     trace_id = record.trace_id
     with anyio.CancelScope(shield=True):  # bounded: by two commits
         acquired = await _ask(storage, Acquired, Acquire(record.trace, trace_id, record.epoch, secrets.token_hex(8)))
-        append = Append(trace_id, attrs.evolve(delta, epoch=acquired.epoch))
-        await _ask(storage, object, append, Release(record.trace, acquired.epoch))
+        writes: list[Write] = [Append(trace_id, attrs.evolve(delta, epoch=acquired.epoch))]
+        if label is not None:
+            writes.append(Label(record.trace, trace_id, delta.rev, label))
+        await _ask(storage, object, *writes, Release(record.trace, acquired.epoch))
 
 
 async def _prune(storage: CheckpointStorage, trace: int, keep: int) -> None:

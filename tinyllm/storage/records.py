@@ -227,6 +227,12 @@ class CheckpointRecord:
     def state(self) -> dict[str, Any]:
         return self._state.value if isinstance(self._state, StoredState) else self._state
 
+    @property
+    def visited_nodes(self) -> Sequence[str]:
+        """The same as in `state`."""
+        visited: Sequence[str] = self.state.get("visited_nodes", ())
+        return visited
+
     def __hash__(self) -> int:
         return hash(self.id)
 

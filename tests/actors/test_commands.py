@@ -72,7 +72,7 @@ async def test_a_busy_run_is_not_told_before_it_has_room() -> None:
         await made.reader.send(Watch(1, made.run))
         for _ in range(ROOM):
             await made.run.send(Stop())
-        await anyio.sleep(3 * LOOK_SECONDS)
+        await anyio.sleep(3.5 * LOOK_SECONDS)
         assert made.heard() == [Stop()] * ROOM
         await anyio.sleep(LOOK_SECONDS)
         assert made.heard() == [Told(tuple(Left(1).left))]

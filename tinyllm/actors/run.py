@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import assert_never
@@ -16,6 +16,7 @@ from tinyllm.actors import events
 from tinyllm.actors.activation import Activation
 from tinyllm.actors.alarms import Alarm, Alarms
 from tinyllm.actors.dispatch import CREDIT, Dispatch, Durability, concurrency
+from tinyllm.actors.heard import Heard
 from tinyllm.actors.ledger import Ledger
 from tinyllm.actors.mailbox import post, reply, take
 from tinyllm.actors.plan import Plan
@@ -40,9 +41,10 @@ from tinyllm.actors.protocol import (
     Stop,
     Told,
 )
+from tinyllm.actors.telling import Telling
 from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
 from tinyllm.nodes.call import Call, failure
-from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release, Status
+from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +94,7 @@ class Run:
         self._exits = durability == "exit"
         self._may_start = may_start
         self._high_water = high_water
-        self._emit = emit
+        self._telling = Telling(plan, emit)
         self._dispatch = Dispatch(plan.graph, durability, merges=merges, recorded=journal is not None)
         self._dispatch.stopped = stopped
         # All that can be under way at once: a start, saved progress and an end for each activation that may run, an
@@ -103,15 +105,9 @@ class Run:
         self._held: deque[Finished | Progressed] = deque()
         """What waits for credit."""
         self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
-        self._asked: deque[tuple[int, events.NodePaused]] = deque()
-        """Questions that are not told yet, with their deltas: nobody can answer what the store does not know."""
         self._refusal: Exception | None = None
         self._failing = False
-        self._told: set[int] = set()
-        """The commands that were told: each is told again until it is consumed."""
-        self._ending: Status | None = None
-        """What the trace becomes when nothing runs any more, as the commands `_obeyed` want it."""
-        self._obeyed: list[int] = []
+        self._heard = Heard()
         self._ledger = Ledger(plan.versions, plan.step)
         self.failure: BaseException | None = None
         """The exception of the node that failed, where it was raised in this process."""
@@ -169,13 +165,10 @@ class Run:
         return dispatch.stopped and not dispatch.running and not self._held
 
     async def _close_if_over(self) -> None:
-        """Nothing runs: if nothing more may start, the trace is what that makes of it. A failure is not forgotten for a
-        pause, but a cancelled trace is cancelled whatever happened."""
-        ending = self._ending
-        if self._plan.error is not None and ending != "cancelled":
-            ending = "failed"
+        """Nothing runs: if nothing more may start, the trace is what that makes of it."""
+        ending = self._heard.ending(failed=self._plan.error is not None)
         if ending is not None:
-            await self._hand(self._plan.close(ending, self._obeyed), forced=True)
+            await self._hand(self._plan.close(ending, self._heard.obeyed), forced=True)
 
     async def _receive(self) -> None:
         """Handle what has come, or what is due when its time passes first."""
@@ -228,7 +221,7 @@ class Run:
                     await self._hand(self._plan.cut_off(message.seq), forced=False)
             case Durable():
                 self._acknowledge(message.number, message.step)
-                self._emit(events.Committed(self._plan.trace_id, message.step, message.rev))
+                self._telling.committed(message.step, message.rev)
                 while self._held and self._dispatch.has_credit:
                     await self._take_in(self._held.popleft())
             case Refused():
@@ -273,9 +266,7 @@ class Run:
             return
         activation = self._dispatch.ended(message.seq)
         await self._hand(delta, forced=plan.status != "running")
-        self._emit(events.NodeFinished(plan.trace_id, activation.node, plan.step, message.duration_ms))
-        if plan.amplified:
-            self._tell_amplified()
+        self._telling.finished(activation.node, message.duration_ms)
         self._stop_if_failed()
 
     async def _failed(self, message: Failed) -> None:
@@ -285,12 +276,7 @@ class Run:
             return
         fails_already, now = plan.error is not None, time.time()
         delta = plan.fail(message.seq, message.failure, at=now, duration_ms=message.duration_ms)
-        if (again := plan.activations.get(message.seq)) is not None:
-            wait = max(0.0, (again.due or now) - now)
-            self._emit(events.NodeRetried(plan.trace_id, node, message.failure.error, again.attempts, wait))
-        else:
-            handled = message.seq not in plan.stuck
-            self._emit(events.NodeFailed(plan.trace_id, node, message.failure.error, handled))
+        self._telling.failed(message.seq, node, message.failure.error, now)
         if plan.error is not None and not fails_already:
             self.failure = message.exception
         await self._hand(delta, forced=again is None or not self._exits)
@@ -301,8 +287,7 @@ class Run:
         if self._refusal is not None:
             return
         delta = self._plan.park(message.seq, message.asked)
-        if (question := self._plan.parked[message.seq].question(self._plan.trace_id)) is not None:
-            self._asked.append((delta.number, events.NodePaused(self._plan.trace_id, node, question)))
+        self._telling.asked(message.seq, node, delta.number)
         await self._hand(delta, forced=True)
 
     async def _progressed(self, message: Progressed) -> None:
@@ -322,24 +307,18 @@ class Run:
 
     async def _obey(self, commands: Sequence[Command]) -> None:
         """Do what others left for this trace; the delta that shows it consumes the commands."""
-        fresh = [command for command in commands if command.id not in self._told]
-        self._told.update(command.id for command in fresh)
+        fresh = self._heard.fresh(commands)
         if answers := [command for command in fresh if command.kind == "answer"]:
             delta = self._plan.heed(answers)
-            for change in delta.changed:
-                answered = self._plan.activations[change.activation]
-                self._emit(events.NodeAnswered(self._plan.trace_id, answered.node, answered.asked[-1].name))
+            self._telling.answered(delta)
             await self._hand(delta, forced=True)
         for command in fresh:
             if command.kind == "answer":
                 continue
-            self._obeyed.append(command.id)
+            self._heard.obey(command)
             self._dispatch.stopped = self._plan.closing = True
             if command.kind == "cancel":
-                self._ending = "cancelled"
                 await self._cancel_running()
-            else:
-                self._ending = self._ending or "paused"
 
     def _stop_if_failed(self) -> None:
         """After a failure nothing starts; what runs may end."""
@@ -361,7 +340,7 @@ class Run:
             self._acknowledge(delta.number, delta.step)
         else:
             await post(self._journal, Stepped(self._plan.trace_id, delta, forced))
-        self._tell_planned(planned)
+        self._telling.planned(planned)
 
     def _dispatch_planned(self) -> list[Activation]:
         planned = self._plan.take_planned()
@@ -372,24 +351,7 @@ class Run:
         """All up to delta `number` is as durable as it will be."""
         self._dispatch.acknowledge(number)
         self._ledger.acknowledge(number, step)
-        while self._asked and self._asked[0][0] <= number:
-            self._emit(self._asked.popleft()[1])
-
-    def _tell_amplified(self) -> None:
-        for key, written, size in self._plan.amplified:
-            logger.warning(
-                "trace %s: variable %r was written with %s bytes so far for a value of %s; give it a reducer (append, "
-                "merge), split it, or keep it in a file and record the path",
-                self._plan.trace_id,
-                key,
-                f"{written:,}",
-                f"{size:,}",
-            )
-        self._plan.amplified.clear()
-
-    def _tell_planned(self, planned: list[Activation]) -> None:
-        for node, count in Counter(activation.node for activation in planned).items():
-            self._emit(events.Planned(self._plan.trace_id, node, count))
+        self._telling.acknowledged(number)
 
     # -- what is done ------------------------------------------------------------------------------------------
 
@@ -422,7 +384,7 @@ class Run:
                 dispatch.ended(activation.seq)
                 dispatch.stopped = True
                 break
-            self._emit(events.NodeStarted(plan.trace_id, activation.node))
+            self._telling.started(activation.node)
         if held_back and self._alarms.look_at is None:
             self._alarms.look_at = anyio.current_time() + LEASE_POLL_SECONDS
         if self._high_water is not None and self._refusal is None:

@@ -383,6 +383,21 @@ async def test_a_lifespan_makes_the_deps_around_everything(store: CheckpointStor
     assert life.count("open") == 1
 
 
+async def test_a_lifespan_that_fails_at_its_end_hides_no_other_failure(store: CheckpointStorage) -> None:
+    @lifespan
+    async def clients() -> AsyncIterator[str]:
+        yield "pool"
+        raise OSError("the pool is broken")
+
+    async def work(task: str) -> None:
+        raise ConnectionError
+
+    graph = attrs.evolve(GraphBuilder("g").node(work).build(), lifespan=clients)
+    with pytest.raises(ExecutionError) as raised:
+        await Executor(graph, checkpoint_storage=store).execute("x")
+    assert raised.value.__notes__ == ["besides, closing what it ran in failed: OSError('the pool is broken')"]
+
+
 async def test_a_lifespan_that_fails_is_the_executors_failure(store: CheckpointStorage) -> None:
     @lifespan
     async def clients() -> AsyncIterator[None]:

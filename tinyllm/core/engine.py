@@ -99,25 +99,30 @@ class Engine:
     @asynccontextmanager
     async def _running(self) -> AsyncIterator[None]:
         error: BaseException | None = None
-        async with AsyncExitStack() as stack:
-            if self._deps is None and self.graph.lifespan is not None:
-                self._deps = await stack.enter_async_context(self.graph.lifespan())
-            if self.storage is not None:
-                self._keeper = LeaseKeeper(self.storage, this_process())
-                await stack.enter_async_context(self._keeper.held())
-            await stack.enter_async_context(Watchdog().watching())
-            shields: list[anyio.CancelScope] = []
-            async with anyio.create_task_group() as actors:
-                self._actors = actors
-                try:
-                    self._start(actors, shields)
-                    yield
-                except BaseException as raised:
-                    if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
-                        raise
-                    error = raised  # carried past the task group, which would wrap it in a group
-                finally:
-                    await self._shut_down(shields)
+        try:
+            async with AsyncExitStack() as stack:
+                if self._deps is None and self.graph.lifespan is not None:
+                    self._deps = await stack.enter_async_context(self.graph.lifespan())
+                if self.storage is not None:
+                    self._keeper = LeaseKeeper(self.storage, this_process())
+                    await stack.enter_async_context(self._keeper.held())
+                await stack.enter_async_context(Watchdog().watching())
+                shields: list[anyio.CancelScope] = []
+                async with anyio.create_task_group() as actors:
+                    self._actors = actors
+                    try:
+                        self._start(actors, shields)
+                        yield
+                    except BaseException as raised:
+                        if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
+                            raise
+                        error = raised  # carried past the task group, which would wrap it in a group
+                    finally:
+                        await self._shut_down(shields)
+        except Exception as ending:
+            if error is None:
+                raise
+            error.add_note(f"besides, closing what it ran in failed: {ending!r}")
         if error is not None:
             raise error
 

@@ -135,6 +135,7 @@ def test_without_an_owner_and_with_nothing_to_carry_out_a_trace_stays_what_it_wa
     record, hand = paused()
     record.append(carried_out(record.load(), [command(hand.plan, "pause"), command(hand.plan, id=2)]))
     assert carried_out(record.load(), []).status == "paused", "though something could run"
+    assert carried_out(record.load(), [command(hand.plan, "cancel", id=3)]).status == "cancelled"
 
 
 def test_progress_is_kept_with_its_activation_through_failures_and_resumes() -> None:

@@ -248,6 +248,18 @@ async def test_an_answer_reaches_a_trace_that_still_runs(store: CheckpointStorag
     assert responses[0].value == ["slow", {"said": 1}]
 
 
+async def test_an_answer_does_not_lift_a_pause(store: CheckpointStorage) -> None:
+    async with Executor(fan_out(), checkpoint_storage=store) as executor:
+        response = await executor.execute("x", trace_id="t")
+        await executor.answer("t", 1, question=response.questions[0].id)
+        assert await executor.pause("t") == "paused", "though one of them could run now"
+        await executor.answer("t", 1, question=response.questions[1].id)
+        record = await store.trace("t")
+        assert record is not None
+        assert record.status == "paused"
+        assert len((await executor.resume_from_checkpoint("t")).questions) == 1
+
+
 # -- pause and cancel ------------------------------------------------------------------------------------------
 
 
@@ -327,6 +339,8 @@ async def test_a_cancel_ends_what_runs_and_the_trace_for_good(store: CheckpointS
                 await verb("t")
         with pytest.raises(TraceEnded):
             await executor.answer("t", 1)
+        with pytest.raises(TraceEnded):
+            await executor.execute("more", resume_trace_id="t")
 
 
 async def test_without_a_live_owner_a_pause_and_a_cancel_are_carried_out_at_once(store: CheckpointStorage) -> None:

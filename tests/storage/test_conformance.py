@@ -259,6 +259,14 @@ async def test_acquire_without_a_graph_keeps_the_recorded_one(storage: Checkpoin
     assert isinstance(await commit_one(storage, late), OwnershipLost)
 
 
+async def test_acquire_without_a_graph_leaves_a_trace_what_it_was(storage: CheckpointStorage, owner: Owner) -> None:
+    writer = await admit(storage, owner=owner)
+    await commit_one(storage, writer.append(body=None, status="failed", error=b"{}"))
+    assert await commit_one(storage, Acquire(writer.key, "t", writer.epoch, "gone")) == Acquired(writer.epoch + 1)
+    record = await found(storage)
+    assert (record.status, record.error, record.owner) == ("failed", b"{}", None)
+
+
 async def test_acquire_is_compare_and_set(storage: CheckpointStorage, owner: Owner) -> None:
     writer = await admit(storage, definition=b'{"old":1}')
     late = writer.acquire(owner.id, definition=b'{"late":1}')

@@ -279,7 +279,7 @@ class Run:
         self._telling.failed(message.seq, node, message.failure.error, now)
         if plan.error is not None and not fails_already:
             self.failure = message.exception
-        await self._hand(delta, forced=again is None or not self._exits)
+        await self._hand(delta, forced=message.seq not in plan.activations or not self._exits)
         self._stop_if_failed()
 
     async def _paused(self, message: Paused) -> None:

@@ -80,7 +80,8 @@ async def leave_answers(
     snapshot = await storage.load(trace_id)
     _refuse_ended(snapshot.record)
     open_ = open_questions(snapshot)
-    chosen = [(_chosen(trace_id, open_, name), value) for name, value in answers]
+    named = _named(open_)
+    chosen = [(_chosen(trace_id, named, name), value) for name, value in answers]
     trace = snapshot.record.trace
     writes = [
         Leave(trace, trace_id, "answer", bytes.fromhex(asked.activation_id), asked.name, check_answer(asked, value))
@@ -99,7 +100,7 @@ async def find_question(storage: CheckpointStorage, trace_id: str, name: str | N
     """
     snapshot = await storage.load(trace_id)
     _refuse_ended(snapshot.record)
-    return _chosen(trace_id, open_questions(snapshot), name)
+    return _chosen(trace_id, _named(open_questions(snapshot)), name)
 
 
 async def questions(storage: CheckpointStorage, trace_id: str) -> tuple[Question, ...]:
@@ -207,7 +208,7 @@ def carried_out(snapshot: Snapshot, commands: Iterable[Command]) -> Delta:
         status = snapshot.status
     elif "cancel" in kinds:
         status = "cancelled"
-    elif "pause" in kinds:
+    elif "pause" in kinds or (snapshot.status == "paused" and runs):  # what was paused is for a resume to go on with
         status = "paused"
     return Delta(
         trace=snapshot.record.trace,
@@ -238,11 +239,20 @@ def _answered(
     return StateChange(row.seq, "planned", row.attempts, None, row.tries, row.due, row.progress, told)
 
 
-def _chosen(trace_id: str, open_: tuple[Question, ...], wanted: str | None) -> Question:
-    fits = [question for question in open_ if wanted in (None, question.id, question.name)]
+def _named(open_: Iterable[Question]) -> Mapping[str | None, list[Question]]:
+    """The questions by all that they may be called: an id, a name, or nothing."""
+    found: dict[str | None, list[Question]] = {None: []}
+    for question in open_:
+        for name in {None, question.id, question.name}:
+            found.setdefault(name, []).append(question)
+    return found
+
+
+def _chosen(trace_id: str, named: Mapping[str | None, list[Question]], wanted: str | None) -> Question:
+    fits = named.get(wanted, [])
     if len(fits) != 1:
-        names = [question.id for question in open_]
-        raise QuestionNotOpen(trace_id, wanted, names, several=len(fits) > 1)
+        ids = [question.id for question in named[None]]
+        raise QuestionNotOpen(trace_id, wanted, ids, several=len(fits) > 1)
     return fits[0]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import anyio
 import attrs
 
-from tinyllm.actors.events import TraceEnded, TraceStarted
+from tinyllm.actors import events
 from tinyllm.actors.lease import TTL
 from tinyllm.actors.plan import Plan
 from tinyllm.core.changes import changes
@@ -25,6 +25,7 @@ from tinyllm.errors import (
     NodeMissing,
     NothingToRun,
     OwnershipLost,
+    TraceEnded,
     TraceExists,
     TraceMismatch,
     ValueNotStorable,
@@ -82,7 +83,7 @@ class TraceCall:
             plan = self._client.last = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
             plan.keep_history(time.time())
             plan.begin(task, initial)
-            return await self._run(plan, 0, TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting()))
+            return await self._run(plan, 0, events.TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting()))
         record = None if trace_id is None else await self._storage.trace(trace_id)
         while record is None:
             plan = Plan(self._graph, trace_id or new_trace_id(self._graph.id))
@@ -111,6 +112,8 @@ class TraceCall:
         """As `Executor.execute(task, resume_trace_id=trace_id)`."""
         record = await self._found(trace_id)
         self._check_own_graph(record)
+        if record.status in ("cancelled", "quarantined"):
+            raise TraceEnded(trace_id, record.status)
         return await self._go_on(record, retry=True, accept_graph_change=accept_graph_change, task=task)
 
     async def fork(
@@ -168,7 +171,7 @@ class TraceCall:
         admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         self._client.last = plan
-        started = TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
+        started = events.TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
         return await self._run(plan, admitted.rev, started)
 
     async def _go_on(
@@ -257,14 +260,14 @@ class TraceCall:
         opening: Sequence[Delta] = (),
     ) -> TaskResponse:
         """Execute a trace that is ours from what the store has of it."""
-        started = TraceStarted(plan.trace_id, True, snapshot.step, again, lost, tuple(noted), plan.waiting())
+        started = events.TraceStarted(plan.trace_id, True, snapshot.step, again, lost, tuple(noted), plan.waiting())
         return await self._run(plan, snapshot.record.rev, started, opening, began=snapshot.record.created_at)
 
     async def _run(
         self,
         plan: Plan,
         rev: int,
-        started: TraceStarted,
+        started: events.TraceStarted,
         opening: Sequence[Delta] = (),
         began: float | None = None,
     ) -> TaskResponse:
@@ -274,7 +277,7 @@ class TraceCall:
         run = await self._client.execute(plan, rev, opening)
         status: Status = "interrupted" if plan.status == "running" else plan.status
         told = response(plan, status, began)
-        emit(TraceEnded(plan.trace_id, status, plan.step))
+        emit(events.TraceEnded(plan.trace_id, status, plan.step))
         if told.status == "failed":
             raise failure(told, run.failure)
         if status in ("paused", "interrupted") and self._client.engine.storage is not None:

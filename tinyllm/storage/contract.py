@@ -287,8 +287,9 @@ class Append:
 @attrs.frozen
 class Acquire:
     """Make `owner` the owner of a trace, if its epoch is still `epoch`. -> `Acquired` (the epoch is one higher), or
-    `OwnershipLost`. `definition`, `fingerprint` and `graph_path` replace the graph that the trace is recorded with,
-    unless `definition` is None. A trace whose status is not `running` becomes `running`."""
+    `OwnershipLost`. `definition`, `fingerprint` and `graph_path` replace the graph that the trace is recorded with, and
+    its status becomes `running`. Where `definition` is None, both stay: for whoever will not execute the trace, but
+    write one delta; should that one die before it has, the trace is what it was."""
 
     trace: int
     trace_id: str

@@ -215,10 +215,10 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             return OwnershipLost(write.trace_id)
         trace.epoch += 1
         trace.owner = write.owner
-        trace.status = "running"
-        trace.error = None
         trace.updated_at = now
         if write.definition is not None:
+            trace.status = "running"
+            trace.error = None
             trace.fingerprint = write.fingerprint
             trace.definition = self._defined(write.definition)
             trace.graph_path = write.graph_path

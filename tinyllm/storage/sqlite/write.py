@@ -72,10 +72,12 @@ UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, owne
 WHERE key = ? AND epoch = ? AND rev = ?
 """
 _ACQUIRE = """
-UPDATE traces SET epoch = epoch + 1, owner = ?, status = 'running', error = NULL, updated_at = ?
+UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?
 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
 """
-_REDEFINE = "UPDATE traces SET fingerprint = ?, graph = ?, graph_path = ? WHERE key = ?"
+_REDEFINE = """
+UPDATE traces SET status = 'running', error = NULL, fingerprint = ?, graph = ?, graph_path = ? WHERE key = ?
+"""
 _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"

@@ -240,7 +240,8 @@ class ExecutionError(TinyLLMError):
     """A trace failed: a node failed for good, or the graph ended without reaching an exit.
 
     `response` is what `execute()` would have returned; the node's own exception, where this process saw it,
-    is `__cause__`. The trace is kept as `failed` and can be resumed.
+    is `__cause__`. The trace is kept as `failed` and can be resumed. `stored`: it failed earlier, and nothing was
+    run now.
     """
 
     trace_id: str
@@ -249,9 +250,11 @@ class ExecutionError(TinyLLMError):
     reason: str
     response: Any = None
     resumable: bool = True
+    stored: bool = False
 
     def __str__(self) -> str:
         where = f" in node {self.node_id!r}" if self.node_id else ""
+        where += " before (nothing was run now)" if self.stored else ""
         remedy = f"; resume {self.trace_id!r} once the cause is mended" if self.resumable else ""
         return f"trace {self.trace_id!r} failed{where} after step {self.step}: {self.reason}{remedy}"
 

@@ -119,10 +119,16 @@ def test_settings_out_of_range(desk: Desk, words: list[str]) -> None:
     check(desk.command("run", desk.graph, *words), 2, words[0].strip("-") if words[0] != "--id" else "trace_id")
 
 
-@pytest.mark.parametrize("at", ["-1", "+1", "1.5", "", "$end"])
+@pytest.mark.parametrize("at", ["-1", "+1", ""])
 def test_place_to_fork_at_that_can_be_none(desk: Desk, at: str) -> None:
     desk.command("run", desk.graph, "--id", "demo")
-    check(desk.command("fork", "demo", "--at", at), 2, "neither a node's id nor a step")
+    check(desk.command("fork", "demo", "--at", at), 2, "no step, which is a whole number from 0, no node and no label")
+
+
+@pytest.mark.parametrize(("at", "hint"), [("1.5", ""), ("$end", ""), ("totl", " (did you mean 'total'?)")])
+def test_place_to_fork_at_that_is_not_there(desk: Desk, at: str, hint: str) -> None:
+    desk.command("run", desk.graph, "--id", "demo")
+    check(desk.command("fork", "demo", "--at", at), 4, f"{at!r}, which is no node, no step and no label{hint}")
 
 
 def test_checkpoints_of_two_traces(desk: Desk) -> None:

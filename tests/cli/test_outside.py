@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 from pathlib import Path
-from typing import get_args
 
 import anyio
 import attrs
@@ -17,10 +16,10 @@ from tests.cli.desk import Desk
 from tests.cli.test_signals import until
 from tinyllm import ExecutorConfig, Retry
 from tinyllm.actors.events import Event, NodeRetried
+from tinyllm.cli.look import STATUSES
 from tinyllm.core.builder import load_graph
 from tinyllm.core.executor import Executor
 from tinyllm.core.store import opened_storage
-from tinyllm.storage.contract import Status
 
 REVIEW = """\
 id: letters
@@ -359,7 +358,7 @@ def test_list_knows_every_status(asking: Desk) -> None:
         "letters",
         "paused",
     ]
-    for known in get_args(Status):
+    for known in STATUSES:
         assert asking.command("list", "--status", known).exit_code == 0
 
 

@@ -345,12 +345,13 @@ def test_a_thousand_retries_do_not_flood_the_log(capsys: pytest.CaptureFixture[s
 def test_a_question_is_shown_at_once_only_where_something_else_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
     view = PlainView(Progress(["list", "parse"]), clock=Clock())
     view.event(FRESH)
-    view.event(asked())
+    event = asked()
+    view.event(event)
     assert capsys.readouterr().err.splitlines() == [
         "demo: started",
         "node parse asks: Go on?",
         "  (it takes true or false)",
-        "  tinyllm answer demo true --question ok",
+        f"  tinyllm answer demo true --question {event.question.id}",
     ]
     view.event(NodeAnswered("demo", "parse", "ok"))
     assert capsys.readouterr().err == "parse: 'ok' is answered\n"

@@ -102,8 +102,8 @@ def test_a_question_is_shown_with_the_line_that_answers_it() -> None:
         "  tinyllm resume demo --answer approve=true",
     ]
     assert list(question_lines([question], live=True, command=command))[-1] == (
-        "  tinyllm answer demo true --question approve"
-    )
+        f"  tinyllm answer demo true --question {question.id}"
+    ), "others of that name may follow"
 
 
 def test_questions_of_the_same_name_are_told_apart_by_their_ids() -> None:

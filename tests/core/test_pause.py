@@ -29,7 +29,8 @@ from tinyllm import (
     TraceNotFound,
     TraceOwned,
 )
-from tinyllm.actors.events import Event, NodeFailed
+from tinyllm.actors.events import Event, NodeFailed, TraceStarted
+from tinyllm.actors.events import TraceEnded as TraceEndedEvent
 from tinyllm.core import outside
 from tinyllm.storage.contract import Append, CommandKind, Leave, Outcome, Release, Write
 
@@ -521,3 +522,52 @@ async def test_a_cancel_in_the_last_moment_is_not_overlooked() -> None:
             executor.stop()
             held.let_go.set()
     assert responses[0].status == "cancelled"
+
+
+async def test_who_answers_again_is_told_that_it_is_answered_also_when_it_is_long_over(
+    store: CheckpointStorage,
+) -> None:
+    async with Executor(approval(Counter()), checkpoint_storage=store) as executor:
+        first = await executor.execute("x", trace_id="t")
+        await executor.answer("t", True)
+        for name in ("ok", first.questions[0].id):
+            with pytest.raises(AlreadyAnswered, match="was answered before"):
+                await executor.resume_from_checkpoint("t", answers={name: True})
+        await executor.resume_from_checkpoint("t")
+        with pytest.raises(AlreadyAnswered):
+            await executor.resume_from_checkpoint("t", answers={"ok": True})
+        with pytest.raises(TraceEnded):
+            await executor.answer("t", True, question="another")
+
+
+async def test_a_pause_that_comes_when_the_trace_rests_does_not_run_it_again(store: CheckpointStorage) -> None:
+    late, events = Late(), list[Event]()
+
+    async def ask(task: str, context: Any) -> Any:
+        return await context.ask("and?")
+
+    late.kind = "pause"
+    async with Executor(
+        GraphBuilder("g").node(ask).build(), checkpoint_storage=late, on_event=events.append
+    ) as executor:
+        assert (await executor.execute("x", trace_id="t")).status == "paused"
+    assert [type(event).__name__ for event in events if isinstance(event, (TraceStarted, TraceEndedEvent))] == [
+        "TraceStarted",
+        "TraceEnded",
+    ]
+    record = await late.trace("t")
+    assert record is not None
+    assert await late.commands(trace=record.trace) == []
+
+
+async def test_a_fork_starts_from_a_label(store: CheckpointStorage) -> None:
+    async with Executor(approval(Counter()), checkpoint_storage=store) as executor:
+        await executor.execute("x", trace_id="t")
+        await outside.tag(store, "t", "drafted", step=1)
+        forked = await executor.fork("t", at="drafted", new_trace_id="u")
+        assert forked.status == "paused"
+        record = await store.trace("u")
+        assert record is not None
+        assert record.parent_step == 1
+        with pytest.raises(CheckpointNotFound, match="'draftd', which is no node, no step and no label"):
+            await executor.fork("t", at="draftd")

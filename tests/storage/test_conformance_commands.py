@@ -324,3 +324,17 @@ async def test_a_checkpoint_in_use_stays_and_it_is_said_why(storage: CheckpointS
     assert await kept(storage) == [3, 2, 1, 0]
     await commit_one(storage, Delete(child.key))
     assert await commit_one(storage, Drop(writer.key, "t", 1)) == Pruned(1)
+
+
+async def test_what_was_answered_is_told_before_and_after_it_is_consumed(storage: CheckpointStorage) -> None:
+    writer = await admit(storage, plan=["a", "b"])
+    assert await storage.answered(writer.key) == []
+    (a, b) = (row.id for row in writer.live.values())
+    first = await leave(storage, answer(writer, 1, "why"))
+    await leave(storage, answer(writer, 2, "how"))
+    await leave(storage, command(writer, "pause"))
+    assert await storage.answered(writer.key) == [(a, "why"), (b, "how")]
+    delta = writer.append(body=None)
+    await commit_one(storage, attrs.evolve(delta, delta=attrs.evolve(delta.delta, consumed=(first,))))
+    assert await storage.answered(writer.key) == [(a, "why"), (b, "how")]
+    assert await storage.answered(writer.key + 1) == []

@@ -138,6 +138,7 @@ class Plan(Delivery):
         if self.activations and not self.undecided and not self._limit_reached():
             return None
         delta = self._draft()
+        node = None
         for seq, result in list(self.undecided.items()):
             node = after(result.node)
             ((message, _),) = result.sources
@@ -158,7 +159,7 @@ class Plan(Delivery):
             self._plan(delta, node, routes, [(message, result.input)], path=result.path, depth=result.depth + 1)
             self._await(delta, node, awaited, result)
         self._settle(delta)
-        self._conclude(None)
+        self._conclude(node)
         return self._done(delta)
 
     # -- transitions -------------------------------------------------------------------------------------------

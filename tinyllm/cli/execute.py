@@ -56,8 +56,8 @@ common_options = together(storage_option, durability_option, kill_after_option, 
 def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, **common: Any) -> None:
     """Execute the graph in the file GRAPH.
 
-    The result goes to stdout, everything else to stderr. With the --id of a trace that exists, the same command goes
-    on with it, or prints its result again.
+    The result goes to stdout, everything else to stderr. With the --id of a trace that was interrupted, the same
+    command goes on with it; of one that has ended or is paused it shows the outcome again, and runs nothing.
     """
     from tinyllm.cli.drive import Job
     from tinyllm.core.store import check_trace_id, free_trace_id

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STATUSES = ["queued", "running", "paused", "interrupted", "completed", "failed", "cancelled", "quarantined"]
+STATUSES = ["running", "paused", "interrupted", "completed", "failed", "cancelled"]
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most, the newest first."
@@ -95,7 +95,14 @@ def checkpoints(
         return
     heads = ["step", "rev", "node", "status", "created", "id"]
     rows = [
-        [f"{r.step:,}", f"{r.rev:,}", r.node_id or "-", r.status, local_time(r.created_at.timestamp()), r.id]
+        [
+            f"{r.step:,}",
+            f"{r.rev:,}",
+            r.metadata.get("node", r.node_id) or "-",
+            r.status,
+            local_time(r.created_at.timestamp()),
+            r.id,
+        ]
         for r in records
     ]
     if any(record.label is not None for record in records):

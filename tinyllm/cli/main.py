@@ -18,7 +18,7 @@ from tinyllm.cli.report import INTERRUPTED, report
 EXIT_CODES = """\b
 Exit codes:
   0    done
-  1    failed: a node failed for good, the store did, or the trace was cancelled
+  1    failed: a node failed for good, the store did, another process has the trace, or it was cancelled
   2    usage: an argument, a setting or a graph file is wrong, or does not fit the trace
   3    paused: it waits for an answer, or for `tinyllm resume`
   4    not found: no such trace, checkpoint, question or store

@@ -192,23 +192,23 @@ def _split_answer(text: str) -> tuple[str | None, Any]:
 
 
 def parse_at(text: str) -> str | int:
-    """A step as a number, a node as it is written.
+    """A step as a number, a node or a label as it is written.
 
-    :raises click.BadParameter: it can be neither.
+    :raises click.BadParameter: it can be none of them.
     """
     if text.isdecimal():
         return int(text)
-    if not text[:1].isalpha():
-        raise click.BadParameter(f"{text!r} is neither a node's id nor a step, which is a whole number from 0")
+    if not text or (text[0] in "+-" and text[1:].isdecimal()):
+        raise click.BadParameter(f"{text!r} is no step, which is a whole number from 0, no node and no label")
     return text
 
 
 at_option = click.option(
     "--at",
     required=True,
-    metavar="NODE|STEP",
+    metavar="NODE|STEP|LABEL",
     callback=lambda _context, _parameter, value: parse_at(value),
-    help="Where it begins: before a node, or after a step.",
+    help="Where it begins: before a node, after a step, or at the checkpoint of that label.",
 )
 
 
@@ -235,5 +235,5 @@ task_option = click.option(
     metavar="TEXT|@FILE|-",
     default="",
     callback=lambda _context, _parameter, value: parse_task(value),
-    help="The input of the trace: a text, a file that holds it, or - for stdin.",
+    help="The input of the trace: a text, a file that holds it, or - for stdin. Default: an empty text.",
 )

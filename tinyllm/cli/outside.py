@@ -149,6 +149,9 @@ def delete(context: click.Context, /, trace: str, yes: bool, storage: str | None
     record = in_store(storage, lambda store: find_trace(store, trace))
     name = record.trace_id
     context.meta[AGAIN] = ["delete", name, *(["--yes"] if yes else [])]
+    if yes and trace != name:  # what cannot be undone is not guessed
+        exact = command_line("delete", name, "--yes")
+        raise click.UsageError(f"{trace!r} means {name!r}; what is gone is gone, so name it in full:\n  {exact}")
     if not yes and not is_owned(record):  # of one that is executed there is nothing to ask: it is refused
         if not sys.stdin.isatty():
             raise click.UsageError(

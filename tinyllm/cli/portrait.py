@@ -30,6 +30,7 @@ from tinyllm.storage.contract import (
     TraceRecord,
 )
 from tinyllm.storage.owners import is_owned
+from tinyllm.storage.records import BY_HAND
 
 
 @attrs.frozen
@@ -189,6 +190,9 @@ def _how_to_go_on(portrait: Portrait, command: Callable[..., str]) -> list[str]:
     live = is_owned(record)
     asked = list(question_lines(portrait.questions, live=live, command=command))
     match record.status:
+        case _ if record.fingerprint == BY_HAND:
+            kept = command("checkpoints", record.trace_id)
+            return ["a program saved it by hand: there is nothing to run; what it kept is in:", f"  {kept}"]
         case "completed":
             return ["print its result again:", resume]
         case "failed":

@@ -33,8 +33,8 @@ def question_lines(
         words, example = describe(question.schema)
         yield f"  (it takes {words})"
         name = question.name if names[question.name] == 1 else question.id
-        if live:
-            yield f"  {command('answer', question.trace_id, example, '--question', name)}"
+        if live:  # others of that name may be asked any moment
+            yield f"  {command('answer', question.trace_id, example, '--question', question.id)}"
         else:
             yield f"  {command('resume', question.trace_id, '--answer', f'{name}={example}')}"
     if len(questions) > SHOWN:

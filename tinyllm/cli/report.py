@@ -99,7 +99,8 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
 def failure(error: ExecutionError) -> str:
     """Which node failed, of what, and where in the user's own code."""
     where = f" in node {error.node_id!r}" if error.node_id else ""
-    lines = [f"trace {error.trace_id!r} failed{where} after step {error.step}"]
+    when = " before; nothing was run now" if error.stored else ""
+    lines = [f"trace {error.trace_id!r} failed{where} after step {error.step}{when}"]
     info = _info(error)
     lines.append(indent(f"{info.type}: {info.message}" if info is not None else error.reason, "  "))
     if info is not None and info.traceback and (place := users_line(info.traceback)):

@@ -21,7 +21,7 @@ from tinyllm.actors.events import (
     TraceStarted,
 )
 from tinyllm.cli.progress import NodeProgress, Progress
-from tinyllm.cli.questions import question_lines
+from tinyllm.cli.questions import SHOWN, question_lines
 from tinyllm.cli.text import duration, plural, printable, rate, shorten, table
 from tinyllm.graph.messages import ErrorInfo
 
@@ -56,6 +56,7 @@ class View(ABC):
         self.clock = clock
         self._told_at: dict[tuple[type[Event], str], float] = {}
         self._untold: Counter[tuple[type[Event], str]] = Counter()
+        self._asked = 0
 
     def event(self, event: Event) -> None:
         now = self.clock()
@@ -74,7 +75,12 @@ class View(ABC):
             case NodeFailed() if self.progress.failed == 1:
                 self.note(f"{event.trace_id}: node {event.node_id} failed; letting what is running finish")
             case NodePaused() if self.progress.at_work:  # else it ends now, and what it asks is told then
-                self.tell(event, "\n".join(question_lines([event.question], live=True)), now)
+                self._asked += 1
+                lines = "\n".join(question_lines([event.question], live=True))
+                if self._asked <= SHOWN:
+                    self.note(lines)
+                else:
+                    self.tell(event, lines, now)
             case NodeAnswered():
                 self.tell(event, f"{event.node_id}: {event.name!r} is answered", now)
             case TraceEnded():

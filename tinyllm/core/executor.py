@@ -224,8 +224,8 @@ class Executor(anyio.AsyncContextManagerMixin):
     ) -> TaskResponse:
         """Start a new trace from a kept checkpoint of `trace_id`, with changed variables, and execute it.
 
-        `at`: a step, or a node: then the newest checkpoint at which that node was still to run. What was in flight
-        there runs in the fork; what was done is shared, and not run again. The same `new_trace_id` continues it.
+        `at`: a step; a node: then the newest checkpoint at which that node was still to run; or a label. What was in
+        flight there runs in the fork; what was done is shared, and not run again. The same `new_trace_id` continues it.
 
         :raises CheckpointNotFound: naming what is kept.
         :raises TraceNotFound, GraphChanged, NodeMissing, ExecutionError, StorageFailed: as `resume_from_checkpoint()`.

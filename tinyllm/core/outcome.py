@@ -42,13 +42,17 @@ def stored_error(record: TraceRecord) -> ErrorInfo | None:
     return None if record.error is None else decode_error(record.error)
 
 
-def failure(told: TaskResponse, cause: BaseException | None = None) -> ExecutionError:
-    """The error to raise for a response with the status `failed`."""
+def failure(
+    told: TaskResponse, cause: BaseException | None = None, *, stored: bool = False, recorded: bool = True
+) -> ExecutionError:
+    """The error to raise for a response with the status `failed`. `stored`: of a trace that failed earlier; `recorded`:
+    of one that a store has."""
     error = told.error
     assert error is not None
     reason = f"{error.type}: {error.message}" if error.node_id else error.message
-    resumable = error.type != ExitNotReached.__name__  # then nothing is left to try again; only a fork can
-    raised = ExecutionError(told.trace_id, error.node_id, told.nodes_executed, reason, told, resumable)
+    # Where no exit was reached, nothing is left to try again; only a fork can.
+    resumable = recorded and error.type != ExitNotReached.__name__
+    raised = ExecutionError(told.trace_id, error.node_id, told.nodes_executed, reason, told, resumable, stored)
     raised.__cause__ = cause
     return raised
 

@@ -13,7 +13,7 @@ from typing import Any
 import anyio
 import attrs
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
+from tinyllm.errors import AlreadyAnswered, CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
 from tinyllm.storage.by_hand import forget
 from tinyllm.storage.contract import (
@@ -78,9 +78,11 @@ async def leave_answers(
     """The same for several, without carrying it out: for whoever resumes the trace next. None is left unless all fit
     open questions; where somebody else was first with one of them, the others are left all the same."""
     snapshot = await storage.load(trace_id)
+    answers = list(answers)
+    named = _named(open_questions(snapshot))
+    if any(name not in named for name, _ in answers):
+        await _refuse_answered(storage, snapshot.record, [name for name, _ in answers if name not in named])
     _refuse_ended(snapshot.record)
-    open_ = open_questions(snapshot)
-    named = _named(open_)
     chosen = [(_chosen(trace_id, named, name), value) for name, value in answers]
     trace = snapshot.record.trace
     writes = [
@@ -254,6 +256,14 @@ def _chosen(trace_id: str, named: Mapping[str | None, list[Question]], wanted: s
         ids = [question.id for question in named[None]]
         raise QuestionNotOpen(trace_id, wanted, ids, several=len(fits) > 1)
     return fits[0]
+
+
+async def _refuse_answered(storage: CheckpointStorage, record: TraceRecord, names: Iterable[str | None]) -> None:
+    """:raises AlreadyAnswered: one of `names` was a question, and has its answer."""
+    known = await storage.answered(record.trace)
+    for name in names:
+        if any(name == short or (name or "").endswith(f".{id_.hex()[:8]}.{short}") for id_, short in known):
+            raise AlreadyAnswered(record.trace_id, name or "")
 
 
 def _refuse_ended(record: TraceRecord) -> None:

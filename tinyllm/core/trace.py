@@ -17,9 +17,10 @@ from tinyllm.core.changes import changes
 from tinyllm.core.engine import Client
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
-from tinyllm.core.outside import carry_out, leave_answers
+from tinyllm.core.outside import carry_out, labels, leave_answers
 from tinyllm.core.store import check_trace_id, free_trace_id, new_trace_id
 from tinyllm.errors import (
+    CheckpointNotFound,
     ConfigError,
     GraphChanged,
     NodeMissing,
@@ -31,6 +32,7 @@ from tinyllm.errors import (
     ValueNotStorable,
 )
 from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.findings import near
 from tinyllm.graph.messages import TaskResponse
 from tinyllm.graph.payload import Captured
 from tinyllm.graph.values import digest
@@ -128,8 +130,7 @@ class TraceCall:
         initial = self._initial(variables, "set")
         parent = await self._found(trace_id)
         self._check_own_graph(parent)
-        node, step = (None, at) if isinstance(at, int) else (at, None)
-        point = await self._storage.find_checkpoint(parent.trace_id, node=node, step=step)
+        point = await self._point(parent.trace_id, at)
         child = None if child_id is None else await self._storage.trace(check_trace_id(child_id))
         if child is not None:
             await self._check_same_fork(parent, point, child, initial)
@@ -149,6 +150,23 @@ class TraceCall:
         with self._given_back(name, forked.trace, epoch):
             plan, snapshot = await self._restored(name)
         return await self._go(plan, snapshot, noted, again=0, lost=0)
+
+    async def _point(self, trace_id: str, at: str | int) -> CheckpointRecord:
+        """The checkpoint that `at` means: a step, a node that waited to run, or a label."""
+        if isinstance(at, int):
+            return await self._storage.find_checkpoint(trace_id, step=at)
+        known = await labels(self._storage, trace_id)
+        for record in known if at not in self._graph.nodes else ():
+            if record.label == at:
+                return record
+        try:
+            return await self._storage.find_checkpoint(trace_id, node=at)  # one that is gone may have waited, too
+        except CheckpointNotFound:
+            if at in self._graph.nodes:
+                raise
+        guess = near(at, [*self._graph.nodes, *(str(record.label) for record in known)])
+        hint = f" (did you mean {guess!r}?)" if guess else ""
+        raise CheckpointNotFound(trace_id, f"for {at!r}, which is no node, no step and no label{hint}")
 
     # -- how a trace begins and goes on ------------------------------------------------------------------------
 
@@ -222,7 +240,7 @@ class TraceCall:
         plan, snapshot = await self._restored(trace_id)
         told = stored_response(plan, snapshot)
         if told.status == "failed":
-            raise failure(told)
+            raise failure(told, stored=True)
         return told
 
     async def _acquire(self, trace: int, trace_id: str, epoch: int) -> int:
@@ -279,7 +297,7 @@ class TraceCall:
         told = response(plan, status, began)
         emit(events.TraceEnded(plan.trace_id, status, plan.step))
         if told.status == "failed":
-            raise failure(told, run.failure)
+            raise failure(told, run.failure, recorded=self._client.engine.storage is not None)
         if status in ("paused", "interrupted") and self._client.engine.storage is not None:
             return await self._see_to_the_rest(plan, told)
         return told
@@ -287,10 +305,11 @@ class TraceCall:
     async def _see_to_the_rest(self, plan: Plan, told: TaskResponse) -> TaskResponse:
         """Carry out what was left after the run last looked and before it gave the trace up: whoever left it saw an
         owner, and relies on that."""
-        if not await self._storage.commands(trace=plan.key):
+        kinds = {command.kind for command in await self._storage.commands(trace=plan.key)}
+        if not kinds:
             return told
-        record = await self._found(plan.trace_id)
-        if told.status == "paused" and not self._client.stopping.is_set():
+        if told.status == "paused" and kinds == {"answer"} and not self._client.stopping.is_set():
+            record = await self._found(plan.trace_id)
             return await self._go_on(record, retry=False, accept_graph_change=False)
         await carry_out(self._storage, plan.trace_id)
         return attrs.evolve(told, status=(await self._found(plan.trace_id)).status)

@@ -8,6 +8,7 @@ from typing import Any
 
 import attrs
 
+from tinyllm.errors import ConfigError
 from tinyllm.graph.messages import Message
 from tinyllm.graph.pages import Editable, Pages
 from tinyllm.graph.settings import refuse_unknown
@@ -83,6 +84,8 @@ class ExecutionContext:
     # -- messages ----------------------------------------------------------------------------------------------
 
     def add_message(self, message: Message) -> None:
+        if not isinstance(message, Message):
+            raise ConfigError("message", message, "a Message, with the node that it comes from")
         self.messages.append(message)
 
     def get_latest_message(self) -> Message | None:

@@ -621,6 +621,11 @@ class CheckpointStorage(DirectUse, ABC):
         """What was left and not yet consumed, by id: for the traces of `owner`, or for one trace. Cheap where there is
         nothing: it is asked about once a second."""
 
+    @abstractmethod
+    async def answered(self, trace: int) -> list[tuple[bytes, str]]:
+        """The questions of a trace that have an answer, consumed or not, by activation and name, as far as their
+        activations are kept."""
+
     # -- ownership: called by the lease keeper from a thread of its own ----------------------------------------
 
     @abstractmethod

@@ -323,6 +323,11 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             traces = [each for each in self._traces.values() if owner is not None and each.owner == owner]
         return sorted((command for each in traces for command in each.commands.values()), key=lambda left: left.id)
 
+    async def answered(self, trace: int) -> list[tuple[bytes, str]]:
+        answers = self._traces[trace].answers if trace in self._traces else {}
+        found = [(number, id_, name) for id_, named in answers.items() for name, number in named.items()]
+        return [(id_, name) for _, id_, name in sorted(found) if id_ is not None and name is not None]
+
     def found(self, trace_id: str) -> Trace:
         key = self._keys.get(trace_id)
         if key is None:

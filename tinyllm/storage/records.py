@@ -170,11 +170,11 @@ class CheckpointRecord:
     """One checkpoint. Of one in a store, `id` is `<trace id>@<rev>`.
 
     `node_id` is the node that finished last; of a checkpoint that was saved by hand, or got a label, what it was saved
-    as. `state` is a dict: `current_node, visited_nodes, variables, step_count, total_tokens_in, total_tokens_out`,
-    `start_time` (ISO 8601, UTC), and what else a program saved in it. From a store, `state`, the sequence
-    `state["visited_nodes"]` and the sequence `messages` are read when they are first looked at: a short read that
-    blocks, and that raises `StorageNotOpen` after the store was closed and `CheckpointNotFound` after the checkpoint
-    was pruned.
+    as (the node is `metadata["node"]` then). `state` is a dict: `current_node, visited_nodes, variables, step_count`,
+    `total_tokens_in, total_tokens_out`, `start_time` (ISO 8601, UTC), and what else a program saved in it. From a
+    store, `state`, the sequence `state["visited_nodes"]` and the sequence `messages` are read when they are first
+    looked at: a short read that blocks, and that raises `StorageNotOpen` after the store was closed and
+    `CheckpointNotFound` after the checkpoint was pruned.
     """
 
     id: str
@@ -215,6 +215,7 @@ class CheckpointRecord:
             state=StoredState(place, node),
             messages=messages,
             node_id=node,
+            metadata={} if at.label is None else {"node": at.node},
             status=at.status,
             created_at=utc(at.created_at),
             message_count=len(messages),

@@ -27,6 +27,7 @@ SELECT t.trace_id, c.id, c.trace, c.kind, c.activation, c.name, c.body, c.create
 FROM commands c INDEXED BY commands_left CROSS JOIN traces t ON t.key = c.trace
 WHERE c.consumed = 0 AND t.trace_id IS NOT NULL
 """
+_ANSWERS = "SELECT activation, name FROM commands WHERE trace = ? AND kind = 'answer' ORDER BY id"
 _OF_OWNER = f"{_LEFT} AND t.owner = ? ORDER BY c.id"
 _OF_TRACE = f"{_LEFT} AND c.trace = ? ORDER BY c.id"
 
@@ -44,6 +45,11 @@ def leave(connection: sqlite3.Connection, write: Leave, now: float) -> Left | Tr
         body = None if write.body is None else encode(write.body)
         return Left(connection.execute(_LEAVE, (*what, body, now)).lastrowid or 0)
     return AlreadyAnswered(write.trace_id, write.name or "") if write.kind == "answer" else Left(same[0])
+
+
+def answers(connection: sqlite3.Connection, trace: int) -> list[tuple[bytes, str]]:
+    """The questions that have an answer, by activation and name."""
+    return connection.execute(_ANSWERS, (trace,)).fetchall()
 
 
 def left(connection: sqlite3.Connection, owner: str | None, trace: int | None) -> list[tuple[Any, ...]]:

@@ -31,6 +31,7 @@ from tinyllm.storage.contract import (
 from tinyllm.storage.high_water import HighWaterFile, files, path_in
 from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
+from tinyllm.storage.sqlite.commands import answers
 from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, translated
 from tinyllm.storage.sqlite.library import sqlite3
@@ -231,6 +232,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
 
     async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
         return await self._ask(lambda store: store.commands(owner, trace))
+
+    async def answered(self, trace: int) -> list[tuple[bytes, str]]:
+        return await self._ask(lambda store: answers(store.connection, trace))
 
     def read_now(self, question: Callable[[Reads], T]) -> T:
         return self._reader.call_now(self._answer, question)

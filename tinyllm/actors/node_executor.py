@@ -125,11 +125,11 @@ class NodeExecutor:
                     if not told:  # two starts would be more answers than a mailbox has room for
                         reply(message.reply, Started(message.seq))
                     began = time.perf_counter()
-                    with anyio.CancelScope() as limit:
-                        if timeout is not None:
-                            limit.deadline = anyio.current_time() + timeout
+                    # A scope costs more than a small node: only where there is something to limit.
+                    limit = None if timeout is None else anyio.CancelScope(deadline=anyio.current_time() + timeout)
+                    with limit or contextlib.nullcontext():
                         answer = self._answer(message.seq, await self._invoke(call, self._saver(message, scope)), began)
-                    if limit.cancelled_caught and timeout is not None:
+                    if limit is not None and limit.cancelled_caught and timeout is not None:
                         answer = self._failed(message.seq, NodeTimeout(self._node.id, timeout), began)
             if answer is None:
                 answer = Cancelled(message.seq)

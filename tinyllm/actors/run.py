@@ -344,7 +344,8 @@ class Run:
 
     def _dispatch_planned(self) -> list[Activation]:
         planned = self._plan.take_planned()
-        self._dispatch.add(planned, utc=time.time(), now=anyio.current_time())
+        waits = any(activation.due is not None for activation in planned)  # else no clock matters
+        self._dispatch.add(planned, utc=time.time() if waits else 0.0, now=anyio.current_time() if waits else 0.0)
         return planned
 
     def _acknowledge(self, number: int, step: int) -> None:

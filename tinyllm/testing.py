@@ -98,6 +98,7 @@ def assert_resumable(
     *,
     stubs: Mapping[str, Callable[..., Any]] | None = None,
     variables: Mapping[str, Any] | None = None,
+    answers: Mapping[str, Any] | None = None,
     deps: Any = None,
     backends: Sequence[str] = ("asyncio", "trio"),
     durabilities: Sequence[Durability] = ("async", "sync", "exit"),
@@ -108,7 +109,8 @@ def assert_resumable(
     every rev, from admission on: what was not durable by then is lost, as with a killed process. A new executor resumes
     it, and must come to the same status, value, variables and questions, with the same activations finished, each once.
     A graph that fails must fail again in the same way; what else was done by then depends on who was first, and is not
-    compared. Returns the response of the first execution: look at it, too.
+    compared. Where it pauses, it is resumed with those of `answers` whose name is that of an open question; otherwise
+    the pause is its end. Returns the response of the first execution: look at it, too.
 
     **Nodes are run for real, many times**: give `stubs` (as for `stubbed`) for those that cost something or act on the
     world outside. A trace of N revs is executed up to N + 1 times for each loop and durability (with `exit` there are
@@ -124,7 +126,7 @@ def assert_resumable(
     if not loops:
         raise ConfigError("backends", backends, "at least one event loop that is installed")
     configs = [ExecutorConfig(durability=durability) for durability in durabilities]
-    trial = _Trial(stubbed(graph, stubs or {}), task, variables, deps)
+    trial = _Trial(stubbed(graph, stubs or {}), task, variables, answers or {}, deps)
     expected = anyio.run(trial.whole, ExecutorConfig(), backend=loops[0])
     for backend in loops:
         for config in configs:
@@ -205,6 +207,7 @@ class _Trial:
     graph: Graph
     task: Any
     variables: Mapping[str, Any] | None
+    answers: Mapping[str, Any]
     deps: Any
 
     async def whole(self, config: ExecutorConfig) -> _End:
@@ -254,11 +257,15 @@ class _Trial:
         async with Executor(self.graph, config, store, self.deps) as executor:
             try:
                 if resume:
-                    return await executor.resume_from_checkpoint(TRACE)
-                return await executor.execute(self.task, trace_id=TRACE, variables=self.variables)
-            except ExecutionError as error:
-                response: TaskResponse = error.response
+                    response = await executor.resume_from_checkpoint(TRACE)
+                else:
+                    response = await executor.execute(self.task, trace_id=TRACE, variables=self.variables)
+                while given := {q.id: self.answers[q.name] for q in response.questions if q.name in self.answers}:
+                    response = await executor.resume_from_checkpoint(TRACE, answers=given)
                 return response
+            except ExecutionError as error:
+                failed: TaskResponse = error.response
+                return failed
 
     async def _end(self, store: _Store, response: TaskResponse) -> _End:
         plan = Plan(self.graph, TRACE)

@@ -401,3 +401,32 @@ def test_a_loop_that_is_not_installed_is_left_out(monkeypatch: pytest.MonkeyPatc
 def test_a_durability_that_does_not_exist_is_refused() -> None:
     with pytest.raises(ConfigError, match="durability"):
         assert_resumable(fan_out(), "2", durabilities=["always"])  # type: ignore[list-item]
+
+
+def test_a_graph_that_asks_is_resumed_with_the_answers_and_may_rest_without_them() -> None:
+    async def start(task: str) -> list[str]:
+        return ["a", "b"]
+
+    async def ask(value: str, context: Any) -> str:
+        first = await context.ask("first?", name="first")
+        return f"{value}{first}{await context.ask('second?', name='second')}"
+
+    async def end(parts: list[str]) -> str:
+        return "".join(parts)
+
+    graph = GraphBuilder("asks").edge(start, ask, for_each=True).edge(ask, end).node(end, join="all").build()
+    assert assert_resumable(graph, "x", answers={"first": 1, "second": 2}).value == "a12b12"
+    rests = assert_resumable(graph, "x", answers={"first": 1})
+    assert (rests.status, [question.name for question in rests.questions]) == ("paused", ["second", "second"])
+
+
+def test_a_node_that_forgets_what_it_was_told_is_found() -> None:
+    told: list[Any] = []
+
+    async def ask(value: str, context: Any) -> str:
+        told.append(await context.ask("and?", name="a"))
+        return f"{len(told)}"
+
+    graph = GraphBuilder("asks").node(ask).build()
+    with pytest.raises(AssertionError, match="does not always end the same"):
+        assert_resumable(graph, "x", answers={"a": 1})

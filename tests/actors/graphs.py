@@ -12,6 +12,7 @@ from tinyllm.actors.plan import Plan
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outside import carried_out
 from tinyllm.graph.definition import END, Edge, Graph, Node, Reducer
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.node import NodeFunction
 from tinyllm.graph.payload import Captured, encode_payload
@@ -201,14 +202,19 @@ class Record:
     def fork(self, rev: int, trace_id: str) -> Record:
         """Another trace, from the checkpoint `rev`."""
         child = Record(self.graph, trace_id, self.store)
-        delta = fork_delta(self.load(rev), trace_id, {})
+        delta = fork_delta(self.load(rev), {})
         child._admitted(self.write(Fork(parent=self.key, rev=rev, trace_id=trace_id, owner=None, first=delta)))
         return child
 
     def leave(self, kind: CommandKind, question: Question | None = None, body: bytes | None = None) -> None:
-        activation = None if question is None else bytes.fromhex(question.activation_id)
+        activation = None if question is None else self.causal(question)
         name = None if question is None else question.name
         assert isinstance(self.write(Leave(self.key, self.trace_id, kind, activation, name, body)), Left)
+
+    def causal(self, question: Question) -> bytes:
+        """The causal id of the activation that asks."""
+        ids = {activation_id(self.trace_id, row.id).hex(): row.id for row in self.load().frontier}
+        return ids[question.activation_id]
 
     def commands(self) -> list[Command]:
         return now(self.store.commands(trace=self.key))

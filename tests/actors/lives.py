@@ -115,7 +115,7 @@ class Life:
             if (question.activation_id, question.name) not in self._answered:
                 fresh.append(question)
             else:
-                assert (bytes.fromhex(question.activation_id), question.name) in waiting
+                assert (self.record.causal(question), question.name) in waiting
         for question in fresh if all_of_them else fresh[:1] and [self.rng.choice(fresh)]:
             self._answered.add((question.activation_id, question.name))
             self.record.leave("answer", question, capture(self.world.reply(question)))

@@ -81,7 +81,7 @@ def test_from_every_rev_it_ends_the_same(world: World, seed: int) -> None:
 
 
 @settings(max_examples=60, suppress_health_check=UNHURRIED)
-@given(worlds(ordered=False), st.integers(0, 2**32), st.integers(0, 2))
+@given(worlds(), st.integers(0, 2**32), st.integers(0, 2))
 def test_forks_from_any_checkpoint_at_any_time_end_the_same_and_leave_their_parents_as_they_are(
     world: World, seed: int, crashes: int
 ) -> None:
@@ -251,14 +251,13 @@ async def through_executors(world: World, store: Failing | FailingSQLite, rng: r
     response = await calls.until_ended("t", lambda executor: executor.execute(TASK, trace_id="t"))
     assert await end_of(world, store, response) == expected.by_node
     assert {(node, bytes.fromhex(id)) for node, id in calls.ran} == set(expected.steps)
-    if not world.ordered:
-        before = await store.load("t")
-        at = rng.choice(await store.checkpoints("t")).step
-        calls.ran.clear()
-        response = await calls.until_ended("c", lambda executor: executor.fork("t", at=at, new_trace_id="c"))
-        assert await end_of(world, store, response) == expected.by_node
-        assert await store.load("t") == before
-        assert not {bytes.fromhex(id) for _, id in calls.ran} & {id for _, id in expected.steps}
+    before = await store.load("t")
+    at = rng.choice(await store.checkpoints("t")).step
+    calls.ran.clear()
+    response = await calls.until_ended("c", lambda executor: executor.fork("t", at=at, new_trace_id="c"))
+    assert await end_of(world, store, response) == expected.by_node
+    assert await store.load("t") == before
+    assert not {bytes.fromhex(id) for _, id in calls.ran} & {id for _, id in expected.steps}
     await store.close()
 
 
@@ -268,13 +267,13 @@ def run(world: World, store: Failing | FailingSQLite, seed: int, expected: End) 
 
 
 @settings(max_examples=60, suppress_health_check=UNHURRIED)
-@given(st.booleans().flatmap(lambda ordered: worlds(ordered=ordered)), st.integers(0, 2**32))
+@given(worlds(), st.integers(0, 2**32))
 def test_through_executors_it_ends_the_same(world: World, seed: int) -> None:
     run(world, Failing(), seed, reference(world))
 
 
 @settings(max_examples=12, suppress_health_check=UNHURRIED)
-@given(st.booleans().flatmap(lambda ordered: worlds(ordered=ordered)), st.integers(0, 2**32))
+@given(worlds(), st.integers(0, 2**32))
 def test_through_executors_and_sqlite_it_ends_the_same(world: World, seed: int) -> None:
     with TemporaryDirectory() as directory:
         run(world, FailingSQLite(StorageConfig(sqlite_path=str(Path(directory)))), seed, reference(world))

@@ -12,6 +12,7 @@ from tests.actors.graphs import BOOM, Hand, Record, output, shape
 from tinyllm.actors import routes
 from tinyllm.actors.plan import Plan
 from tinyllm.errors import NodeError
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.payload import Captured
 
 CHAIN = shape("a -> b", "b -> c")
@@ -248,9 +249,25 @@ def test_ids_are_all_different_within_a_trace_and_between_traces_and_generations
         hand = Hand(WIDE, trace_id=trace_id)
         for _ in range(2):
             hand.finish("a", [1, 2, 3])
-            seen += [id for ids in finish_all(hand).values() for id in ids]
+            seen += [activation_id(trace_id, id) for ids in finish_all(hand).values() for id in ids]
             hand.plan.begin_again(Captured(b'"task"'), "digest")
     assert len(seen) == len(set(seen))
+
+
+def test_what_is_concurrent_is_ordered_alike_in_every_trace() -> None:
+    """`d` is reached twice, from one node each, at one depth: only the causes tell its results apart."""
+    graph = shape("a -> b", "a -> c", "b -> d", "c -> d", variables={"log": "append"})
+    ends = set()
+    for number in range(20):
+        hand = Hand(graph, trace_id=f"t{number}")
+        hand.finish("a", 1)
+        for node in ("b", "c") if number % 2 else ("c", "b"):
+            hand.finish(node, node)
+        while hand.live("d"):
+            activation = hand.live("d")[0]
+            hand.finish(activation, activation.input.value, set={"log": activation.input.value})
+        ends.add((str(hand.exits()), str(hand.variables())))
+    assert len(ends) == 1
 
 
 def test_two_edges_between_the_same_nodes_make_different_ids() -> None:

@@ -20,7 +20,7 @@ def ask(hand: Hand, node: str, name: str = "answer") -> Delta:
 def command(plan: Plan, kind: CommandKind = "answer", body: bytes = b"true", id: int = 1, at: int = 0) -> Command:
     activation, name = None, None
     if kind == "answer":
-        activation, name = bytes.fromhex(plan.questions[at].activation_id), plan.questions[at].name
+        activation, name = plan.parked[sorted(plan.parked)[at]].id, plan.questions[at].name
     return Command(id, plan.key, kind, activation, name, body if kind == "answer" else None, 0.0)
 
 

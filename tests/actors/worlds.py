@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from tinyllm.actors.activation import Activation
 from tinyllm.actors.plan import Plan
 from tinyllm.graph.definition import Edge, Graph, Node, Retry
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.node import NodeFunction, Pause, Send
 from tinyllm.graph.payload import Captured
 from tinyllm.graph.questions import Question
@@ -61,8 +62,6 @@ class World:
     """What nodes ask, in order, before they do anything else."""
     saves: frozenset[str]
     """Nodes that save their progress, once for each attempt."""
-    ordered: bool = True
-    """What nodes return hangs on the order of lists and variables, which among equals is that of their ids."""
 
     def __repr__(self) -> str:
         nodes = [
@@ -77,15 +76,13 @@ class World:
             f"{e.from_node} {'=>' if e.for_each else '->'} {e.to_node}{' if ' + e.condition if e.condition else ''}"
             for e in self.graph.edges
         ]
-        return f"<World {nodes}, {edges}, exits {self.graph.exit_points}{', unordered' * (not self.ordered)}>"
+        return f"<World {nodes}, {edges}, exits {self.graph.exit_points}>"
 
     def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:  # hypothesis would print every field
         printer.text(repr(self))
 
     async def answer(self, node: str, value: Any, context: Any) -> Any:
         """What the node function does."""
-        if isinstance(value, list) and not self.ordered:
-            value = sorted(value, key=_text)
         said = _tag(node, _text(value))
         told = [await context.ask(f"{name} {said}", name=name) for name in self.asks.get(node, ())]
         tag = _tag(said, *told)
@@ -121,7 +118,7 @@ class World:
         written = {
             "log": f"{node}:{tag}",
             "sum": number % 1000,
-            "facts": {f"k{number % 3}" if self.ordered else tag: node},
+            "facts": {f"k{number % 3}": node},
         }
         for key, item in written.items():
             if node in self.writes[key]:
@@ -134,11 +131,7 @@ class World:
         return _tag("reply", question.node_id, question.prompt)
 
     def end(self, status: str, value: Any, variables: Mapping[str, Any], steps: Counter[Any]) -> End:
-        """What two executions have in common: of an unordered world, whatever their trace ids are."""
-        if self.ordered:
-            return End(status, value, {key: _text(item) for key, item in variables.items()}, steps)
-        told = {key: sorted(item) if isinstance(item, list) else item for key, item in variables.items()}
-        return End(status, sorted(value, key=_text) if isinstance(value, list) else value, told, steps)
+        return End(status, value, {key: _text(item) for key, item in variables.items()}, steps)
 
 
 @attrs.frozen
@@ -173,7 +166,7 @@ def _hops(value: Any) -> int:
 
 
 @st.composite
-def worlds(draw: st.DrawFn, *, asking: bool = True, ordered: bool = True) -> World:
+def worlds(draw: st.DrawFn, *, asking: bool = True) -> World:
     """Graphs of up to eight nodes: branches, conditions, nested fan-outs, joins behind joins, cycles, sends; nodes that
     ask (where `asking`), save progress, fail and are tried again, or whose failure another node handles."""
     count = draw(st.integers(2, 8))
@@ -243,7 +236,6 @@ def worlds(draw: st.DrawFn, *, asking: bool = True, ordered: bool = True) -> Wor
         {key: draw(some) for key in ("log", "sum", "facts")},
         {node: QUESTIONS[: draw(st.integers(1, 2))] for node in sorted(draw(few))} if asking else {},
         frozenset(draw(few)),
-        ordered,
     )
     functions = {node: NodeFunction.of(_function(world, node)) for node in ids}
     return attrs.evolve(world, graph=attrs.evolve(world.graph, functions=functions))
@@ -290,7 +282,7 @@ class Walk:
             question = self.rng.choice(self.plan.questions)
             self.plan.status = "running"  # as after a resume
             body = capture(self.world.reply(question))
-            activation = bytes.fromhex(question.activation_id)
+            (activation,) = (a.id for a in self.plan.parked.values() if a.question(self.plan.trace_id) == question)
             assert question.id not in self._answered, "it is asked again"
             self._answered.add(question.id)
             return self.plan.heed([Command(len(self._answered), 0, "answer", activation, question.name, body, 0.0)])
@@ -321,7 +313,7 @@ class Walk:
             assert self._saved is not None
             return self._saved
         del self._running[activation.seq]
-        self.steps += [(step.node, activation.id) for step in delta.steps]
+        self.steps += [(step.node, activation_id(self.plan.trace_id, activation.id)) for step in delta.steps]
         return delta
 
     def _start(self, activation: Activation) -> tuple[Prepared, Coroutine[Any, Any, Any]]:
@@ -332,7 +324,7 @@ class Walk:
         call = Call(
             self.plan.trace_id,
             activation.node,
-            activation.id,
+            activation_id(self.plan.trace_id, activation.id),
             activation.attempts + 1,
             activation.input,
             activation.sources,

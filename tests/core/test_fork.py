@@ -21,7 +21,7 @@ async def test_a_fork_counts_on_from_its_checkpoint_and_asks_and_tries_anew() ->
     await commit_one(store, parent.append(change=[(seq, "paused") for seq in parent.live], body=None))
     before = await store.load("t")
     assert all(row.asked and row.progress and row.due for row in before.frontier)
-    first = fork_delta(before, "child", {"x": b"1"})
+    first = fork_delta(before, {"x": b"1"})
     outcome = await commit_one(
         store, Fork(parent=parent.key, rev=before.rev, trace_id="child", owner=None, first=first)
     )

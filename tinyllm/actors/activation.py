@@ -13,6 +13,7 @@ from tinyllm.storage.contract import ActivationState, StateChange
 class Activation:
     seq: int
     id: bytes
+    """The causal id."""
     node: str
     sources: tuple[tuple[int, str], ...]
     """(message seq, source node) of what it reads; several for a join."""

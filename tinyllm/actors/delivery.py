@@ -24,7 +24,7 @@ class Delivery(Frontier):
         self.generation = 1
         self.number = -1
         """Of the newest delta; admission is 0."""
-        self._router = Router(graph, trace_id, self.generation, self.joins)
+        self._router = Router(graph, self.generation, self.joins)
 
     def _deliver(
         self,
@@ -113,7 +113,7 @@ class Delivery(Frontier):
             arrivals = self.joins.ordered(round_)
             fired = Fired(
                 round_.seq,
-                self.joins.round_id(self.trace_id, self.generation, round_),
+                self.joins.round_id(self.generation, round_),
                 1 + max(a.depth for a in arrivals),
             )
             delta.fired.append(fired)

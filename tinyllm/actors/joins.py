@@ -78,8 +78,8 @@ class Joins:
         return arrival.path, self._graph.place.get(arrival.source, -1), arrival.depth, arrival.id
 
     @staticmethod
-    def round_id(trace_id: str, generation: int, round_: Round) -> bytes:
-        return round_id(trace_id, generation, round_.node, [a.id for a in round_.arrivals])
+    def round_id(generation: int, round_: Round) -> bytes:
+        return round_id(generation, round_.node, [a.id for a in round_.arrivals])
 
     def ready(self, active: Mapping[str, int], *, anything_runs: bool) -> list[str]:
         """The joins that fire now.

@@ -20,6 +20,7 @@ from tinyllm.actors.draft import Draft
 from tinyllm.actors.routes import Names, Router
 from tinyllm.errors import ConditionError, ExitNotReached, LimitReached, NodeError, ValueMismatch, ValueNotStorable
 from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.messages import ErrorInfo, MessagePayload
 from tinyllm.graph.payload import Captured, encode_error, encode_payload
 from tinyllm.graph.questions import Asked
@@ -103,7 +104,7 @@ class Plan(Delivery):
         self.generation += 1
         self.generation_step = self.step
         self.status, self.error = "running", None
-        self._router = Router(self.graph, self.trace_id, self.generation, self.joins)
+        self._router = Router(self.graph, self.generation, self.joins)
         return self._enter(delta, task)
 
     def _enter(self, delta: Draft, task: Captured) -> Delta:
@@ -127,7 +128,7 @@ class Plan(Delivery):
         self.generation, self.generation_step = snapshot.generation, snapshot.generation_step
         self.elapsed, self.tokens = snapshot.elapsed, (snapshot.tokens_in, snapshot.tokens_out)
         self._keeps_history = record.history != 0
-        self._router = Router(self.graph, self.trace_id, self.generation, self.joins)
+        self._router = Router(self.graph, self.generation, self.joins)
         self.versions = {key: Version.stored(rows) for key, rows in snapshot.variables.items()}
         self._restore_frontier(snapshot, retry=retry)
         self._arrivals.update(row.activation for row in snapshot.arrivals)
@@ -204,7 +205,8 @@ class Plan(Delivery):
         activation = self.activations[seq].failed_once_more()
         node = self.graph.nodes[activation.node]
         error = encode_error(failure.error)
-        wait = wait_before_retry(node.retry, activation.tries, failure.kinds, activation.id)
+        own = activation_id(self.trace_id, activation.id)
+        wait = wait_before_retry(node.retry, activation.tries, failure.kinds, own)
         if wait is not None:
             return self._change(attrs.evolve(activation, due=at + wait), "planned", error)
         if node.on_error is None:

@@ -13,7 +13,7 @@ from tinyllm.actors.joins import Joins
 from tinyllm.errors import NodeError
 from tinyllm.graph.conditions import Condition, compile_condition, environment
 from tinyllm.graph.definition import END, Graph, Node
-from tinyllm.graph.ids import activation_id
+from tinyllm.graph.ids import causal_id
 from tinyllm.graph.payload import Captured
 from tinyllm.graph.variables import Variables, Version
 from tinyllm.nodes.call import Output
@@ -51,9 +51,8 @@ class Names:
 class Router:
     """The routes of one trace's results, each with the id of what it causes."""
 
-    def __init__(self, graph: Graph, trace_id: str, generation: int, joins: Joins) -> None:
+    def __init__(self, graph: Graph, generation: int, joins: Joins) -> None:
         self._graph = graph
-        self._trace_id = trace_id
         self._generation = generation
         self._joins = joins
         self._conditions: dict[str, Condition] = {}
@@ -139,4 +138,4 @@ class Router:
         return self._conditions[source]
 
     def _id(self, cause: bytes, edge: str, ordinal: int) -> bytes:
-        return activation_id(self._trace_id, self._generation, cause, edge, ordinal)
+        return causal_id(self._generation, cause, edge, ordinal)

@@ -43,6 +43,7 @@ from tinyllm.actors.protocol import (
 )
 from tinyllm.actors.telling import Telling
 from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
+from tinyllm.graph.ids import activation_id
 from tinyllm.nodes.call import Call, failure
 from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
 
@@ -370,7 +371,7 @@ class Run:
             call = Call(
                 plan.trace_id,
                 activation.node,
-                activation.id,
+                activation_id(plan.trace_id, activation.id),
                 activation.attempts + 1,
                 activation.input,
                 activation.sources,

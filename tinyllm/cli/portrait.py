@@ -16,6 +16,7 @@ from tinyllm.cli.report import remedy, users_line
 from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table, utc
 from tinyllm.core.outside import labels, open_questions
 from tinyllm.core.store import find_trace
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import decode_error, decode_payload
 from tinyllm.graph.questions import Question
@@ -227,7 +228,7 @@ def as_object(portrait: Portrait) -> dict[str, Any]:
         "frontier": [
             {
                 "node_id": row.node,
-                "activation_id": row.id.hex() or None,
+                "activation_id": activation_id(portrait.record.trace_id, row.id).hex() if row.id else None,
                 "state": row.state,
                 "attempts": row.attempts,
                 "due": None if row.due is None else utc(row.due),

@@ -1,4 +1,4 @@
-"""The first delta of a fork: the parent's frontier at a checkpoint, under new ids, and changed variables."""
+"""The first delta of a fork: the parent's frontier at a checkpoint, begun anew, and changed variables."""
 
 from __future__ import annotations
 
@@ -6,15 +6,14 @@ from collections.abc import Mapping
 
 import attrs
 
-from tinyllm.graph.ids import forked_id
 from tinyllm.storage.contract import Delta, Marks, Snapshot, VariableRow
 
 
-def fork_delta(snapshot: Snapshot, trace_id: str, variables: Mapping[str, bytes]) -> Delta:
-    """What trace `trace_id` owns when it is forked from `snapshot`; the rest it shares.
+def fork_delta(snapshot: Snapshot, variables: Mapping[str, bytes]) -> Delta:
+    """What a trace owns when it is forked from `snapshot`; the rest it shares.
 
-    Its rows continue the parent's numbers: what is below the parent's marks is the parent's. Ids are new too, so that
-    the fork's activations have keys of their own.
+    Its rows continue the parent's numbers: what is below the parent's marks is the parent's. Causes are the same: what
+    is ordered by them is as it was in the parent, and with the fork's own id they make ids of its own.
     """
     marks, counts = snapshot.marks, snapshot.counts
     seqs = {row.seq: marks.activation + at for at, row in enumerate(snapshot.frontier, start=1)}
@@ -22,7 +21,6 @@ def fork_delta(snapshot: Snapshot, trace_id: str, variables: Mapping[str, bytes]
         attrs.evolve(
             row,
             seq=seqs[row.seq],
-            id=row.id and forked_id(trace_id, row.id),
             state="buffered" if row.state == "buffered" else "planned",
             attempts=0,
             error=None,
@@ -34,7 +32,7 @@ def fork_delta(snapshot: Snapshot, trace_id: str, variables: Mapping[str, bytes]
         for row in snapshot.frontier
     )
     arrivals = tuple(
-        attrs.evolve(row, seq=marks.arrival + at, activation=seqs[row.activation], id=forked_id(trace_id, row.id))
+        attrs.evolve(row, seq=marks.arrival + at, activation=seqs[row.activation])
         for at, row in enumerate(snapshot.arrivals, start=1)
     )
     changed = tuple(

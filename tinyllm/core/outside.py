@@ -14,6 +14,7 @@ import anyio
 import attrs
 
 from tinyllm.errors import AlreadyAnswered, CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
 from tinyllm.storage.by_hand import forget
 from tinyllm.storage.contract import (
@@ -85,8 +86,9 @@ async def leave_answers(
     _refuse_ended(snapshot.record)
     chosen = [(_chosen(trace_id, named, name), value) for name, value in answers]
     trace = snapshot.record.trace
+    causal = {activation_id(trace_id, row.id).hex(): row.id for row in snapshot.frontier}
     writes = [
-        Leave(trace, trace_id, "answer", bytes.fromhex(asked.activation_id), asked.name, check_answer(asked, value))
+        Leave(trace, trace_id, "answer", causal[asked.activation_id], asked.name, check_answer(asked, value))
         for asked, value in chosen
     ]
     for outcome in await storage.commit(writes):
@@ -260,9 +262,12 @@ def _chosen(trace_id: str, named: Mapping[str | None, list[Question]], wanted: s
 
 async def _refuse_answered(storage: CheckpointStorage, record: TraceRecord, names: Iterable[str | None]) -> None:
     """:raises AlreadyAnswered: one of `names` was a question, and has its answer."""
-    known = await storage.answered(record.trace)
+    known = [
+        (short, f".{activation_id(record.trace_id, causal).hex()[:8]}.{short}")
+        for causal, short in await storage.answered(record.trace)
+    ]
     for name in names:
-        if any(name == short or (name or "").endswith(f".{id_.hex()[:8]}.{short}") for id_, short in known):
+        if any(name == short or (name or "").endswith(end) for short, end in known):
             raise AlreadyAnswered(record.trace_id, name or "")
 
 

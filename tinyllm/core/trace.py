@@ -139,7 +139,7 @@ class TraceCall:
         noted = await self._check_graph(snapshot, accept_graph_change)
         name = child_id or await free_trace_id(self._storage, self._graph.id)
         engine = self._client.engine
-        delta = fork_delta(snapshot, name, initial)
+        delta = fork_delta(snapshot, initial)
         write = Fork(parent=parent.trace, rev=point.rev, trace_id=name, owner=engine.owner_id, first=delta)
         self._client.trace_id = name
         forked = await engine.ask(name, write, Admitted)

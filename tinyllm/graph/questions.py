@@ -10,6 +10,7 @@ import attrs
 import msgspec
 
 from tinyllm.errors import AnswerRefused, ValueNotStorable
+from tinyllm.graph.ids import activation_id
 from tinyllm.graph.values import capture, restore
 
 
@@ -40,14 +41,14 @@ class Asked:
     answer: bytes | None = None
 
 
-def waiting(trace_id: str, node_id: str, activation: bytes, asked: Sequence[Asked]) -> Question | None:
+def waiting(trace_id: str, node_id: str, causal: bytes, asked: Sequence[Asked]) -> Question | None:
     """What an activation waits to be told: the last that it asked, unless that has an answer."""
     if not asked or (last := asked[-1]).answer is not None:
         return None
     return Question(
         trace_id=trace_id,
         node_id=node_id,
-        activation_id=activation.hex(),
+        activation_id=activation_id(trace_id, causal).hex(),
         name=last.name,
         prompt=last.prompt,
         schema=last.schema,

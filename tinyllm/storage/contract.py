@@ -60,8 +60,9 @@ class ActivationRow:
     """A member of the frontier, from the delta that plans it to the delta that ends it.
 
     It reads message `message` (its item number `item`, for a `for_each` edge); a join's round reads its arrivals
-    instead (`message` is None). `id` is 16 bytes, empty while a round is `buffered`. `depth` is the length of the
-    longest chain of causes, `path` the fan-out indexes on the way: together with `id` they order what is concurrent.
+    instead (`message` is None). `id` is the causal id, 16 bytes, empty while a round is `buffered`. `depth` is the
+    length of the longest chain of causes, `path` the fan-out indexes on the way: together with `id` they order what is
+    concurrent.
 
     From `state` on, what a `StateChange` replaces as a whole.
     """
@@ -316,7 +317,7 @@ class Leave:
     """Leave a command for whoever owns the trace, now or next. -> `Left`.
 
     A `pause` or `cancel` that is there already is the same one. An `answer` is to the question `name` of the activation
-    `activation` (its 16 bytes) and is given once, also when it was consumed long ago: a second one is
+    `activation` (its causal id) and is given once, also when it was consumed long ago: a second one is
     `AlreadyAnswered`, until the activation is pruned. A trace whose status is in `TERMINAL` takes none: `TraceEnded`;
     where there is no trace: `TraceNotFound`. A delta by which the trace comes to such a status drops the pauses and
     cancels that are there: they were for what has ended, and not for what may be tried again.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 import subprocess
 import sys
@@ -100,11 +101,12 @@ async def test_initialize_and_close_may_be_called_twice(tmp_path: Path) -> None:
     async with anyio.create_task_group() as tasks:
         for _ in range(3):
             tasks.start_soon(storage.close)
-    with pytest.raises(StorageNotOpen):
+    refusal = f"^{re.escape(storage.name)} cannot be used: it is not open"
+    with pytest.raises(StorageNotOpen, match=refusal):
         await storage.traces()
-    with pytest.raises(StorageNotOpen):
+    with pytest.raises(StorageNotOpen, match=refusal):
         await storage.commit([])
-    with pytest.raises(StorageNotOpen):
+    with pytest.raises(StorageNotOpen, match=refusal):
         storage.renew(this_process())
 
 

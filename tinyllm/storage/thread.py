@@ -51,10 +51,12 @@ class DedicatedThread:
 
     A call is not cancellable: it returns, or raises, what the function did, and a cancellation that came meanwhile
     takes effect at the caller's next checkpoint. A child that was forked off has no such thread, and is refused.
+    `store` is what a refusal says cannot be used: the thread's own name unless it is given.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, store: str | None = None) -> None:
         self.name = name
+        self._store = store or name
         self._queue: SimpleQueue[_Job | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
         self._pid = 0
@@ -95,10 +97,10 @@ class DedicatedThread:
     def _put(self, job: _Job) -> None:
         # Before the lock, which another thread may have held when this process was forked off.
         if self._thread is not None and self._pid != os.getpid():
-            raise StorageNotOpen(self.name, "it was opened by the parent process; open one in this process")
+            raise StorageNotOpen(self._store, "it was opened by the parent process; open one in this process")
         with self._lock:  # so that no call is made behind the end of the queue
             if self._thread is None:
-                raise StorageNotOpen(self.name, "it is not open; call initialize() first")
+                raise StorageNotOpen(self._store, "it is not open; call initialize() first")
             self._queue.put(job)
 
     def stop(self) -> None:

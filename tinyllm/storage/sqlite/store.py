@@ -66,8 +66,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._directory = Path(config.sqlite_path).expanduser().absolute()
         self.name = str(self._directory)
         self._path = self._directory / FILE_NAME
-        self._writer = DedicatedThread(f"tinyllm writer {self.name}")
-        self._reader = DedicatedThread(f"tinyllm reader {self.name}")
+        self._writer = DedicatedThread(f"tinyllm writer {self.name}", store=self.name)
+        self._reader = DedicatedThread(f"tinyllm reader {self.name}", store=self.name)
         self._connection: sqlite3.Connection | None = None
         self._reading: sqlite3.Connection | None = None
         self._renewed = 0.0

@@ -321,14 +321,20 @@ def test_validate_warns_of_what_is_left_to_chance(desk: Desk) -> None:
     assert result.exit_code == 0
     assert "is valid" in result.stdout
     assert result.stderr == (
-        f"warning: {desk.graph}: variables.best: several activations of `work` may set it at the same time, and "
+        f"warning: {desk.graph}:1:1: variables.best: several activations of `work` may set it at the same time, and "
         "the last to finish wins; give it the reducer `append`, `add` or `merge`, or set it behind a join\n"
     )
     as_json = desk.command("graph", "validate", desk.graph, "--json")
     (warning,) = json.loads(as_json.stdout)
     assert (as_json.exit_code, as_json.stderr) == (0, "")
     assert (warning["severity"], warning["file"], warning["where"]) == ("warning", str(desk.graph), "variables.best")
-    desk.graph.write_text(desk.graph.read_text() + "variables: {best: append}\n")
+    text = desk.graph.read_text()
+    desk.graph.write_text(text + "variables: {best: last}\n")
+    line = text.count("\n") + 1
+    assert desk.command("graph", "validate", desk.graph).stderr.startswith(
+        f"warning: {desk.graph}:{line}:13: variables.best: "
+    )
+    desk.graph.write_text(text + "variables: {best: append}\n")
     assert desk.command("graph", "validate", desk.graph).stderr == ""
 
 

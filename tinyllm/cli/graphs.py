@@ -38,6 +38,7 @@ def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> N
     import attrs
 
     from tinyllm.errors import Fault, InvalidGraph
+    from tinyllm.graph.document import Document
     from tinyllm.graph.writers import concurrent_writers
 
     faults: list[Fault] = []
@@ -53,7 +54,8 @@ def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> N
             if not as_json:
                 size = f"{plural(len(graph.nodes), 'node')}, {plural(len(graph.edges), 'edge')}"
                 click.echo(f"{file}: graph {graph.id!r} is valid: {size}")
-            warnings += [finding.fault(file) for finding in concurrent_writers(graph)]
+            if found := concurrent_writers(graph):
+                warnings += map(Document(file).fault, found)
     if as_json:
         said = [{"severity": "error", **attrs.asdict(fault)} for fault in faults]
         said += [{"severity": "warning", **attrs.asdict(warning)} for warning in warnings]

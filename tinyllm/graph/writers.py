@@ -33,9 +33,8 @@ def concurrent_writers(graph: Graph) -> list[Finding]:
         if rivals := [node for node in nodes if any(compete(node, other) for other in nodes)]:
             who = listed(rivals) if len(rivals) > 1 else f"several activations of {listed(rivals)}"
             remedy = "give it the reducer `append`, `add` or `merge`, or set it behind a join"
-            warnings.append(
-                Finding(("variables", key), f"{who} may set it at the same time, and the last to finish wins; {remedy}")
-            )
+            message = f"{who} may set it at the same time, and the last to finish wins; {remedy}"
+            warnings.append(Finding(("variables", key), message, on_key=True))
     return warnings
 
 

@@ -387,12 +387,20 @@ async def test_a_close_that_waits_for_a_call_ends_when_the_call_is_cancelled() -
         await anyio.sleep_forever()
 
     executor = Executor(chain(work), DEBUG)
+    closed = anyio.Event()
+
+    async def close() -> None:
+        await executor.close()
+        closed.set()
+
     async with anyio.create_task_group() as tasks, anyio.create_task_group() as calls:
         calls.start_soon(executor.execute, "task")
         await begun.wait()
-        tasks.start_soon(executor.close)
+        tasks.start_soon(close)
         await anyio.wait_all_tasks_blocked()
+        assert not closed.is_set()
         calls.cancel_scope.cancel()
+    assert closed.is_set()
 
 
 async def test_a_call_that_came_to_nothing_leaves_the_context_of_the_one_before() -> None:

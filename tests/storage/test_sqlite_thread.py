@@ -218,9 +218,15 @@ async def _waiter() -> thread_module._Waiter:
 
 
 @pytest.mark.parametrize("run", [asyncio.run, trio.run])
-def test_a_loop_that_ended_is_not_waited_for(run: Callable[..., thread_module._Waiter]) -> None:
+def test_a_loop_that_ended_is_not_waited_for(
+    run: Callable[..., thread_module._Waiter], thread: DedicatedThread
+) -> None:
     waiter = run(_waiter) if run is trio.run else run(_waiter())
-    waiter.wake()
+    left = thread_module._Job(divmod, (7, 2), waiter)
+    thread._put(left)
+    assert thread.call_now(divmod, 9, 2) == (4, 1)  # the thread lives on, behind the call that nobody waits for
+    assert left.result == (3, 1)
+    thread.stop()
 
 
 def test_a_thread_that_was_forgotten_says_so() -> None:

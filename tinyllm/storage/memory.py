@@ -51,6 +51,7 @@ from tinyllm.storage.contract import (
     Write,
 )
 from tinyllm.storage.memory_leases import HighWaterInMemory, Leases
+from tinyllm.storage.memory_prune import bury, drop, prune
 from tinyllm.storage.memory_trace import Checkpoint, Definition, Trace
 
 T = TypeVar("T")
@@ -98,7 +99,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 return self._append(write, now)
             case Prune():
                 trace = self._traces.get(write.trace)
-                return Pruned(trace.prune(write.keep, write.limit) if trace else 0)
+                return Pruned(prune(trace, write.keep, write.limit) if trace else 0)
             case Admit():
                 return self._admit(write, now)
             case Acquire():
@@ -116,7 +117,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 return self._label(write)
             case Drop():
                 trace = self._traces.get(write.trace)
-                dropped = trace.drop(write.rev) if trace else 0
+                dropped = drop(trace, write.rev) if trace else 0
                 return Pruned(dropped) if isinstance(dropped, int) else dropped
             case Delete():
                 return self._delete(write)
@@ -248,7 +249,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         del self._keys[trace.trace_id]
         self._high_water.pop(trace.key, None)
         # From here on only its forks know it. Whatever goes with its last one, goes; so on up the line of tombstones.
-        while trace and trace.key not in self._traces and trace.bury():
+        while trace and trace.key not in self._traces and bury(trace):
             trace = trace.unpin()
         return Done()
 

@@ -1,4 +1,4 @@
-"""One trace in memory: its rows, what a checkpoint sees of them, and what pruning frees.
+"""One trace in memory: its rows, and what a checkpoint sees of them.
 
 Rows are kept as they came, by sequence number; nothing is ever copied to make a checkpoint. What pruning has to look
 at is noted at the checkpoint whose delta ended or superseded it: dropping one costs what its neighbour changed.
@@ -13,7 +13,7 @@ from operator import attrgetter
 
 import attrs
 
-from tinyllm.errors import AlreadyAnswered, CheckpointInUse, TraceEnded
+from tinyllm.errors import AlreadyAnswered, TraceEnded
 from tinyllm.storage.contract import (
     TERMINAL,
     ActivationRow,
@@ -29,10 +29,9 @@ from tinyllm.storage.contract import (
     StepRow,
     VariableRow,
 )
-from tinyllm.storage.in_use import in_use
 
-_seq = attrgetter("seq")
-_step = attrgetter("step")
+by_seq = attrgetter("seq")
+by_step = attrgetter("step")
 _rev = attrgetter("rev")
 
 
@@ -218,7 +217,7 @@ class Trace:
     def frontier(self, at: Checkpoint) -> list[ActivationRow]:
         """By seq, as each was at the checkpoint."""
         if at is self.checkpoints[-1]:
-            return sorted((activation.now for activation in self.live.values()), key=_seq)
+            return sorted((activation.now for activation in self.live.values()), key=by_seq)
         return [
             _as_it_was(activation, at.rev)
             for seq, activation in self.activations.items()
@@ -230,14 +229,14 @@ class Trace:
         rows = [
             arrival for row in frontier for arrival in self.arrivals.get(row.seq, ()) if arrival.seq <= at.marks.arrival
         ]
-        return sorted(rows, key=_seq)
+        return sorted(rows, key=by_seq)
 
     def message(self, seq: int) -> MessageRow:
         trace = self
         while seq <= trace.floor.message and trace.parent is not None:
             trace = trace.parent
         if (message := trace.loose.get(seq)) is None:
-            message = trace.history[bisect_left(trace.history, seq, key=_seq)]
+            message = trace.history[bisect_left(trace.history, seq, key=by_seq)]
         return message
 
     def present(self, at: Checkpoint) -> dict[str, tuple[VariableRow, ...]]:
@@ -249,11 +248,11 @@ class Trace:
                 chain = found.get(key)
                 if chain is not None and chain[0].seq <= chain[-1].base:
                     continue
-                end = _end(rows, marks.variable)
+                end = count_to(rows, marks.variable)
                 if chain is None and end == 0:
                     continue
                 base = chain[-1].base if chain else rows[end - 1].base
-                start = bisect_left(rows, base, 0, end, key=_seq)
+                start = bisect_left(rows, base, 0, end, key=by_seq)
                 found[key] = rows[start:end] + (chain or [])
         return {key: tuple(chain) for key, chain in found.items() if chain[-1].kind != "deleted"}
 
@@ -262,13 +261,13 @@ class Trace:
         parts = []
         shown = self.shown(at)
         for trace, marks, _ in self._line(at):
-            end = _end(trace.history, marks.message)
+            end = count_to(trace.history, marks.message)
             start = max(end - shown, 0)
             shown -= end - start
             parts.append((trace.history, start, end))
         found: list[MessageRow] = []
         for history, start, end in reversed(parts):
-            start = max(start, bisect_right(history, after, key=_seq))
+            start = max(start, bisect_right(history, after, key=by_seq))
             found += history[start : min(end, start + limit - len(found))]
         return found
 
@@ -285,8 +284,8 @@ class Trace:
         """A page of the steps."""
         found: list[StepRow] = []
         for trace, _, step in reversed(list(self._line(self.checkpoints[-1]))):
-            start = bisect_right(trace.steps, after, key=_step)
-            end = bisect_right(trace.steps, step, key=_step)
+            start = bisect_right(trace.steps, after, key=by_step)
+            end = bisect_right(trace.steps, step, key=by_step)
             found += trace.steps[start : min(end, start + limit - len(found))]
         return found
 
@@ -298,49 +297,7 @@ class Trace:
             yield child.parent, child.floor, child.parent_step
             child = child.parent
 
-    # -- freeing -----------------------------------------------------------------------------------------------
-
-    def prune(self, keep: int, limit: int) -> int:
-        """Drop at most `limit` checkpoints older than the newest `keep`; returns how many."""
-        at, dropped = 1, 0
-        while dropped < limit and at < len(self.checkpoints) - max(keep, 1):
-            if self.checkpoints[at].pins or self.checkpoints[at].label is not None:
-                at += 1
-            else:
-                self._drop(at)
-                dropped += 1
-        return dropped
-
-    def drop(self, rev: int) -> int | CheckpointInUse:
-        """Drop the checkpoint of `rev`, if it is there; returns how many went, or why it stays."""
-        dropped = self.checkpoint(rev)
-        if dropped is None:
-            return 0
-        refused = in_use(
-            self.trace_id,
-            rev,
-            newest=dropped is self.checkpoints[-1],
-            first=dropped is self.checkpoints[0],
-            forks=dropped.pins,
-        )
-        if refused:
-            return refused
-        self._drop(self.checkpoints.index(dropped))
-        return 1
-
-    def bury(self) -> bool:
-        """Free all that no fork shares; returns whether nothing at all is left."""
-        self.commands.clear()
-        self.answers.clear()
-        while self.checkpoints and not self.checkpoints[-1].pins:
-            self.checkpoints.pop()
-        if not self.checkpoints:
-            return True
-        self._cut(self.checkpoints[-1])
-        for at in reversed(range(len(self.checkpoints) - 1)):
-            if not self.checkpoints[at].pins:
-                self._drop(at)
-        return False
+    # -- forks -------------------------------------------------------------------------------------------------
 
     def unpin(self) -> Trace | None:
         """Give up what the parent keeps for this trace; returns the parent."""
@@ -348,88 +305,10 @@ class Trace:
             start.pins -= 1
         return self.parent
 
-    def _drop(self, at: int) -> None:
-        """Drop a checkpoint that is not the newest, and the rows that neither neighbour sees.
 
-        An activation noted at the newer neighbour is seen by the older one or by nobody; the same goes for a variable's
-        rows below the version that the newer one sees. What the dropped checkpoint had noted, the older neighbour sees,
-        or it would not have been kept: so only the newer one's notes are looked at, and the notes move on to it.
-        """
-        seen = self.checkpoints[at - 1].marks if at else self.floor
-        dropped, newer = self.checkpoints[at], self.checkpoints[at + 1]
-        for activation in newer.ended:
-            if activation.planned.seq <= seen.activation:
-                dropped.ended.append(activation)
-            else:
-                self._free(activation)
-        newer.ended = dropped.ended
-        for key in newer.keys:
-            if key in self.variables:
-                self._supersede(key, seen.variable, newer.marks.variable)
-                dropped.keys.add(key)
-        newer.keys = dropped.keys
-        newer.task = newer.task or dropped.task
-        if self.window is not None:
-            self._let_go(seen.message, newer.marks.message, self.window)
-        del self.checkpoints[at]
-
-    def _let_go(self, seen: int, mark: int, window: int) -> None:
-        """Free what came after `seen` and before the window at `mark`; what is still read, with its last reader."""
-        start = bisect_right(self.history, seen, key=_seq)
-        end = max(_end(self.history, mark) - window, start)
-        for row in self.history[start:end]:
-            if row.seq in self.readers:
-                self.loose[row.seq] = row
-        del self.history[start:end]
-
-    def _free(self, activation: Activation) -> None:
-        seq = activation.planned.seq
-        del self.activations[seq]
-        for command in self.answers.pop(activation.now.id, {}).values():
-            self.commands.pop(command, None)
-        for message in (activation.planned.message, *(arrival.message for arrival in self.arrivals.pop(seq, ()))):
-            if message in self.readers:  # else it is history, none, or a forebear's, which the fork keeps pinned
-                self.readers[message] -= 1
-                if not self.readers[message]:
-                    del self.readers[message]
-                    self.loose.pop(message, None)
-
-    def _supersede(self, key: str, seen: int, mark: int) -> None:
-        """Free the rows of `key` above `seen` that the version visible at `mark` does not need."""
-        rows = self.variables[key]
-        if not (end := _end(rows, mark)):
-            return  # what was visible there was a deletion that went already
-        visible = rows[end - 1]
-        start = bisect_right(rows, seen, key=_seq)
-        del rows[start : bisect_left(rows, visible.base, key=_seq)]
-        if visible.kind == "deleted" and rows[0] is visible and self.parent is None:
-            del rows[0]  # it hides nothing any more
-            if not rows:
-                del self.variables[key]
-
-    def _cut(self, last: Checkpoint) -> None:
-        """Free all rows that came after the checkpoint `last`."""
-        marks = last.marks
-        self.live.clear()
-        del self.history[_end(self.history, marks.message) :]
-        del self.steps[bisect_right(self.steps, last.step, key=_step) :]
-        for seq in [seq for seq in self.readers if seq > marks.message]:
-            del self.readers[seq]
-            self.loose.pop(seq, None)
-        for seq in [seq for seq in self.activations if seq > marks.activation]:
-            del self.activations[seq]
-            self.arrivals.pop(seq, None)
-        for arrivals in self.arrivals.values():
-            del arrivals[_end(arrivals, marks.arrival) :]
-        for key, rows in list(self.variables.items()):
-            del rows[_end(rows, marks.variable) :]
-            if not rows:
-                del self.variables[key]
-
-
-def _end(rows: list[MessageRow] | list[VariableRow] | list[ArrivalRow], mark: int) -> int:
+def count_to(rows: list[MessageRow] | list[VariableRow] | list[ArrivalRow], mark: int) -> int:
     """How many of `rows` are not above `mark`."""
-    return len(rows) if rows and rows[-1].seq <= mark else bisect_right(rows, mark, key=_seq)
+    return len(rows) if rows and rows[-1].seq <= mark else bisect_right(rows, mark, key=by_seq)
 
 
 def _as_it_was(activation: Activation, rev: int) -> ActivationRow:

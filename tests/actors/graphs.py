@@ -222,7 +222,8 @@ class Record:
     def carry_out(self) -> None:
         """What was left, by one who becomes the owner for that."""
         self._acquire()
-        self.append(carried_out(self.load(), self.commands()))
+        if commands := self.commands():
+            self.append(carried_out(self.load(), commands))
 
     def load(self, rev: int | None = None) -> Snapshot:
         snapshot = now(self.store.load(self.trace_id, rev))

@@ -131,10 +131,10 @@ def test_without_an_owner_a_pause_and_a_cancel_are_carried_out() -> None:
     assert (last.status, last.consumed) == ("cancelled", (1, 2))
 
 
-def test_without_an_owner_and_with_nothing_to_carry_out_a_trace_stays_what_it_was() -> None:
+def test_without_an_owner_what_was_paused_stays_so_though_something_could_run() -> None:
     record, hand = paused()
     record.append(carried_out(record.load(), [command(hand.plan, "pause"), command(hand.plan, id=2)]))
-    assert carried_out(record.load(), []).status == "paused", "though something could run"
+    assert carried_out(record.load(), [command(hand.plan, "pause", id=4)]).status == "paused"
     assert carried_out(record.load(), [command(hand.plan, "cancel", id=3)]).status == "cancelled"
 
 

@@ -300,7 +300,7 @@ def test_a_handled_failure_is_a_step() -> None:
     progress = after(
         (0, FRESH),
         (0, NodeStarted("demo", "list")),
-        (1, NodeFailed("demo", "list", TIMEOUT, handled=True)),
+        (1, NodeFailed("demo", "list", TIMEOUT, "rank")),
         (1, Planned("demo", "rank", 1)),
         (1, Committed("demo", 1, 1)),
     )
@@ -310,13 +310,13 @@ def test_a_handled_failure_is_a_step() -> None:
 
 
 def test_notes_say_what_goes_wrong_and_who_handles_it(capsys: pytest.CaptureFixture[str]) -> None:
-    view = PlainView(Progress(["list", "parse"]), handlers={"parse": "rank"}, clock=Clock())
+    view = PlainView(Progress(["list", "parse"]), clock=Clock())
     for event in (
         FRESH,
         NodeStarted("demo", "list"),
         NodeRetried("demo", "list", TIMEOUT, 2, 4.0),
-        NodeFailed("demo", "parse", ErrorInfo(type="ValueError", message="bad\n" * 99), handled=True),
-        NodeFailed("demo", "list", TIMEOUT, handled=True),
+        NodeFailed("demo", "parse", ErrorInfo(type="ValueError", message="bad\n" * 99), "rank"),
+        NodeFailed("demo", "list", TIMEOUT, "rank"),
     ):
         view.event(event)
     lines = capsys.readouterr().err.splitlines()
@@ -324,7 +324,7 @@ def test_notes_say_what_goes_wrong_and_who_handles_it(capsys: pytest.CaptureFixt
     assert lines[1] == "list: attempt 2 failed (TimeoutError: no answer), again in 4.0 s"
     assert lines[2].startswith("parse: failed (ValueError: bad bad ")
     assert lines[2].endswith("…), rank handles it")
-    assert lines[3] == "list: failed (TimeoutError: no answer), another node handles it"
+    assert lines[3] == "list: failed (TimeoutError: no answer), rank handles it"
     assert max(map(len, lines)) == 79
 
 

@@ -7,11 +7,13 @@ from functools import partial
 from typing import Any
 
 import anyio
+import attrs
 import pytest
 
 from tinyllm import (
     AlreadyAnswered,
     AnswerRefused,
+    CheckpointDamaged,
     CheckpointNotFound,
     Executor,
     Graph,
@@ -25,7 +27,7 @@ from tinyllm import (
 )
 from tinyllm.actors.events import Event, NodeAnswered, NodePaused, NodeStarted, Planned
 from tinyllm.core import outside
-from tinyllm.storage.contract import Acquire, Append, Outcome, Release, Write
+from tinyllm.storage.contract import Acquire, Append, Leave, Outcome, Release, Snapshot, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -269,6 +271,45 @@ async def test_an_answer_whose_trace_was_taken_meanwhile_is_the_takers_to_carry_
         await executor.answer("t", 7)
         assert storage.kind is None
         assert (await executor.execute("a", trace_id="t")).value == 7
+    await storage.close()
+
+
+class Ended(InMemoryCheckpointStorage):
+    """Before somebody else acquires trace `t`, which has an answer that nobody has read, it ends."""
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        if isinstance(writes[0], Leave):
+            outcomes = await super().commit(writes)
+            snapshot = await self.load("t")
+            last = attrs.evolve(snapshot.following(), status="cancelled")
+            await super().commit([Append("t", last)])
+            return outcomes
+        return await super().commit(writes)
+
+
+async def test_an_answer_that_came_too_late_starts_nothing_again() -> None:
+    storage = Ended()
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a", trace_id="t")
+        await executor.answer("t", 7)
+        record = await storage.trace("t")
+        assert record is not None
+        assert record.status == "cancelled"
+    await storage.close()
+
+
+class Damaged(InMemoryCheckpointStorage):
+    async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
+        raise CheckpointDamaged(trace_id, 1, "a variable does not have the bytes that were written")
+
+
+async def test_a_trace_whose_state_cannot_be_read_can_be_named_and_forgotten() -> None:
+    storage = Damaged()
+    async with Executor(asking(), None, storage) as executor:
+        await executor.execute("a", trace_id="t")
+    assert (await outside.tag(storage, "t", "broken")).label == "broken"
+    await outside.delete(storage, "t")
+    assert await storage.traces() == []
     await storage.close()
 
 

@@ -22,6 +22,7 @@ from tinyllm import (
     Message,
     Result,
     Retry,
+    Send,
     TaskPayload,
     lifespan,
 )
@@ -106,6 +107,20 @@ async def test_an_attempt_that_takes_too_long_is_one_that_failed(store: Checkpoi
         assert (await executor.execute("x")).value == "x"
 
 
+async def test_a_result_that_cannot_be_used_took_its_time_too(store: CheckpointStorage) -> None:
+    async def work(task: str) -> list[Send]:
+        return [Send("nowhere", task)]
+
+    async def mend(message: Message) -> str:
+        assert message.payload.error is not None
+        return message.payload.error.type
+
+    graph = GraphBuilder("g").node(work, on_error=mend).node(mend).build()
+    async with Executor(graph, checkpoint_storage=store) as executor:
+        assert (await executor.execute("x", trace_id="t")).value == "NodeError"
+    assert [row.duration_ms > 0 for row in await store.steps("t")] == [True, True]
+
+
 async def test_a_failure_goes_to_the_node_that_handles_it(store: CheckpointStorage) -> None:
     async def work(task: str) -> str:
         raise ValueError("boom")
@@ -122,7 +137,7 @@ async def test_a_failure_goes_to_the_node_that_handles_it(store: CheckpointStora
     async with Executor(graph, checkpoint_storage=store, on_event=events.append) as executor:
         response = await executor.execute("x", trace_id="t")
     assert (response.status, response.value) == ("completed", "x: ValueError")
-    assert [event.handled for event in events if isinstance(event, NodeFailed)] == [True]
+    assert [event.handler for event in events if isinstance(event, NodeFailed)] == ["mend"]
     assert [(row.node, row.status) for row in await store.steps("t")] == [
         ("work", "failed"),
         ("mend", None),

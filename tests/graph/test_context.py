@@ -99,9 +99,9 @@ def test_a_missing_argument_is_pythons_own_error() -> None:
 
 def test_a_notebook_shows_a_context_without_reading_its_messages() -> None:
     kept = Numbers(12_345)
-    context = ExecutionContext(trace_id="t", graph_id="g", messages=kept, variables={"key": 1})
+    context = ExecutionContext(trace_id="t", graph_id="g", messages=kept, variables={"key": 1, "a|b": 2})
     shown = context._repr_markdown_()
-    for text in ("**Trace `t`**", "| messages | 12,345 |", "`key`", "| steps | 0 |"):
+    for text in ("| trace | t |", "| messages | 12,345 |", r"| key, a\|b |", "| steps | 0 |"):
         assert text in shown
     assert "12,345" in repr(context)
     assert kept.reads == []

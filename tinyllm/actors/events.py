@@ -81,12 +81,12 @@ class NodeAnswered:
 
 @attrs.frozen
 class NodeFailed:
-    """The last attempt failed: the trace fails, unless another node handles it (`handled`)."""
+    """The last attempt failed: the trace fails, unless there is a `handler`, the node which that goes to."""
 
     trace_id: str
     node_id: str
     error: ErrorInfo
-    handled: bool = False
+    handler: str | None = None
 
 
 @attrs.frozen

@@ -34,7 +34,7 @@ from tinyllm.actors.protocol import (
 from tinyllm.errors import NodeError, NodeTimeout, TinyLLMError
 from tinyllm.graph.definition import Graph, Node
 from tinyllm.graph.functions import locate
-from tinyllm.graph.node import NodeFunction, Pause
+from tinyllm.graph.node import Pause
 from tinyllm.graph.questions import Asked
 from tinyllm.nodes.call import Call, Caller, Failure, Output, Save, asked_by, failure, pause_in
 from tinyllm.nodes.kinds import KINDS
@@ -190,9 +190,9 @@ class NodeExecutor:
             return partial(_in_process, path, qualname, self._function.wants_context, debug_mutation, limiter)
         caller = Caller(self._function, deps=deps, debug_mutation=debug_mutation)
         if is_in_loop(graph, self._node):
-            return partial(_in_loop, self._function, caller)
+            return partial(_in_loop, caller)
         limiter = anyio.CapacityLimiter(max(IN_THREAD, concurrency(graph, self._node)))
-        return partial(_in_thread, self._function, caller, limiter)
+        return partial(_in_thread, caller, limiter)
 
 
 Outcome = Output | Asked | Failure
@@ -203,28 +203,18 @@ async def _pass_on(call: Call, _save: Save) -> Outcome:
     return Output(call.input.body)
 
 
-async def _in_loop(function: NodeFunction, caller: Caller, call: Call, save: Save) -> Outcome:
+async def _in_loop(caller: Caller, call: Call, save: Save) -> Outcome:
     prepared = caller.prepare(call, save)
     try:
-        returned = await function.call(*prepared.arguments, **prepared.keywords)
+        returned = await caller.function.call(*prepared.arguments, **prepared.keywords)
     except (Pause, BaseExceptionGroup) as raised:
         return asked_by(call, pause_in(raised))
     return caller.output(prepared, returned)
 
 
-async def _in_thread(
-    function: NodeFunction, caller: Caller, limiter: anyio.CapacityLimiter, call: Call, save: Save
-) -> Outcome:
-    def work() -> Outcome:
-        prepared = caller.prepare(call, save)
-        try:
-            returned = function.call(*prepared.arguments, **prepared.keywords)
-        except Pause as pause:
-            return asked_by(call, pause)
-        return caller.output(prepared, returned)
-
+async def _in_thread(caller: Caller, limiter: anyio.CapacityLimiter, call: Call, save: Save) -> Outcome:
     # Abandoned when cancelled: a thread cannot be stopped, and its result would not be recorded any more.
-    return await anyio.to_thread.run_sync(work, abandon_on_cancel=True, limiter=limiter)
+    return await anyio.to_thread.run_sync(caller.attempt, call, save, abandon_on_cancel=True, limiter=limiter)
 
 
 async def _in_process(

@@ -57,7 +57,7 @@ class Failed:
     seq: int
     failure: Failure
     exception: BaseException | None
-    duration_ms: float = 0.0
+    duration_ms: float
 
 
 @attrs.frozen

@@ -263,7 +263,7 @@ class Run:
         except NodeError as error:
             node = self._dispatch.running[message.seq].node
             function = plan.graph.function(plan.graph.nodes[node])
-            await self._failed(Failed(message.seq, failure(node, error, function), error))
+            await self._failed(Failed(message.seq, failure(node, error, function), error, message.duration_ms))
             return
         activation = self._dispatch.ended(message.seq)
         await self._hand(delta, forced=plan.status != "running")

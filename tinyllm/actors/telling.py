@@ -1,4 +1,4 @@
-"""What a run tells of its trace: events to whoever observes, warnings to the log. It changes nothing."""
+"""What a run tells of its trace: events to whoever observes, warnings to the log. It changes nothing of the trace."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ class Telling:
             wait = max(0.0, (again.due or now) - now)
             self._emit(events.NodeRetried(self._trace_id, node, error, again.attempts, wait))
         else:
-            self._emit(events.NodeFailed(self._trace_id, node, error, handled=seq not in self._plan.stuck))
+            handler = None if seq in self._plan.stuck else self._plan.graph.nodes[node].on_error
+            self._emit(events.NodeFailed(self._trace_id, node, error, handler))
 
     def asked(self, seq: int, node: str, number: int) -> None:
         """Activation `seq` asked something, in delta `number`."""

@@ -55,8 +55,7 @@ def drive(
     async def go() -> tuple[TaskResponse, bool]:
         async with opened_storage(storage, must_exist=must_exist) as store:
             job = await prepare(store)
-            handlers = {node.id: node.on_error for node in job.graph.nodes.values() if node.on_error is not None}
-            view = choose_view(Progress(job.graph.nodes, job.earlier), job.origin, handlers)
+            view = choose_view(Progress(job.graph.nodes, job.earlier), job.origin)
             watch = crash_after(kill_after, view) if kill_after is not None else view.event
             with closing(view):
                 async with Executor(job.graph, config, store, on_event=watch) as executor:

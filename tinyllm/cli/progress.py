@@ -170,7 +170,7 @@ class Progress:
                 self._node(event.node_id).ask()
             case NodeAnswered():
                 self._node(event.node_id).answer()
-            case NodeFailed(handled=True):  # a step like any other
+            case NodeFailed(handler=str()):  # a step like any other
                 self._node(event.node_id).end(now)
                 self.pace.end(now)
             case NodeFailed():

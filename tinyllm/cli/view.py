@@ -8,7 +8,7 @@ import sys
 import time
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from tinyllm.actors.events import (
@@ -37,8 +37,8 @@ LINE = 79
 
 
 class View(ABC):
-    """Told every event; what it shows besides, `note` shows in order. `origin`: what the trace is forked from;
-    `handlers`: which node gets the failures of another."""
+    """Told every event; what it shows besides, `note` shows in order. `origin`: what the trace is forked
+    from."""
 
     restore_terminal: bytes = b""
     """What a process that ends without leaving the view must write to the terminal."""
@@ -47,12 +47,10 @@ class View(ABC):
         self,
         progress: Progress,
         origin: str | None = None,
-        handlers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.progress = progress
         self.origin = origin
-        self.handlers = handlers or {}
         self.clock = clock
         self._told_at: dict[tuple[type[Event], str], float] = {}
         self._untold: Counter[tuple[type[Event], str]] = Counter()
@@ -69,8 +67,7 @@ class View(ABC):
             case NodeRetried():
                 again = f"again in {duration(event.wait)}"
                 self.tell(event, _about(event.error, f"{event.node_id}: attempt {event.attempt} failed", again), now)
-            case NodeFailed(handled=True):
-                handler = self.handlers.get(event.node_id, "another node")
+            case NodeFailed(handler=str(handler)):
                 self.tell(event, _about(event.error, f"{event.node_id}: failed", f"{handler} handles it"), now)
             case NodeFailed() if self.progress.failed == 1:
                 self.note(f"{event.trace_id}: node {event.node_id} failed; letting what is running finish")
@@ -169,10 +166,9 @@ class LiveView(View):
         self,
         progress: Progress,
         origin: str | None = None,
-        handlers: Mapping[str, str] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        super().__init__(progress, origin, handlers, clock)
+        super().__init__(progress, origin, clock)
         from rich.console import Console
         from rich.live import Live
 
@@ -244,11 +240,11 @@ def _about(error: ErrorInfo, before: str, behind: str) -> str:
     return f"{before} ({shorten(f'{error.type}: {error.message}', room)}), {behind}"
 
 
-def choose_view(progress: Progress, origin: str | None = None, handlers: Mapping[str, str] | None = None) -> View:
+def choose_view(progress: Progress, origin: str | None = None) -> View:
     """The live view where stderr is a terminal that can draw it and rich is installed, else plain lines."""
     if sys.stderr.isatty() and os.environ.get("TERM") not in ("dumb", None):
         try:
-            return LiveView(progress, origin, handlers)
+            return LiveView(progress, origin)
         except ImportError:
             pass
-    return PlainView(progress, origin, handlers)
+    return PlainView(progress, origin)

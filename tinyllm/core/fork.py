@@ -39,13 +39,12 @@ def fork_delta(snapshot: Snapshot, variables: Mapping[str, bytes]) -> Delta:
         VariableRow(marks.variable + at, key, "full", marks.variable + at, body)
         for at, (key, body) in enumerate(variables.items(), start=1)
     )
-    return Delta(
+    return attrs.evolve(
+        snapshot.following(),
         trace=0,
         epoch=0,
-        number=0,
-        rev=snapshot.rev + 1,
-        step=snapshot.step,
         status="running",
+        error=None,
         marks=Marks(
             marks.message,
             marks.activation + len(activations),
@@ -56,10 +55,5 @@ def fork_delta(snapshot: Snapshot, variables: Mapping[str, bytes]) -> Delta:
         activations=activations,
         arrivals=arrivals,
         variables=changed,
-        generation=snapshot.generation,
-        generation_step=snapshot.generation_step,
-        elapsed=snapshot.elapsed,
-        tokens_in=snapshot.tokens_in,
-        tokens_out=snapshot.tokens_out,
         size=sum(len(row.body) for row in changed),
     )

@@ -144,12 +144,12 @@ async def labels(storage: CheckpointStorage, trace_id: str) -> list[CheckpointRe
 
     :raises TraceNotFound: no such trace.
     """
-    found: list[CheckpointRecord] = []
+    labelled: list[CheckpointRecord] = []
     seen = 0
     while page := await storage.checkpoints(trace_id, limit=1000, offset=seen):
         seen += len(page)
-        found += [record for record in page if record.label is not None]
-    return found
+        labelled += [record for record in page if record.label is not None]
+    return labelled
 
 
 async def delete(storage: CheckpointStorage, trace_id: str) -> None:
@@ -158,21 +158,29 @@ async def delete(storage: CheckpointStorage, trace_id: str) -> None:
     :raises TraceNotFound: no such trace.
     :raises TraceOwned: a live process executes it.
     """
-    await forget(storage, (await storage.load(trace_id)).record)
+    await forget(storage, await found(storage, trace_id))
+
+
+async def found(storage: CheckpointStorage, trace_id: str) -> TraceRecord:
+    """That very trace: nothing is resumed by accident. (`load` raises, and names what is near.)
+
+    :raises TraceNotFound: no such trace.
+    """
+    return await storage.trace(trace_id) or (await storage.load(trace_id)).record
 
 
 def open_questions(snapshot: Snapshot) -> tuple[Question, ...]:
     trace_id = snapshot.record.trace_id
     paused = [row for row in snapshot.frontier if row.state == "paused"]
-    found = [waiting(trace_id, row.node, row.id, decode_asked(row.asked)) for row in paused]
-    return tuple(question for question in found if question is not None)
+    asked = [waiting(trace_id, row.node, row.id, decode_asked(row.asked)) for row in paused]
+    return tuple(question for question in asked if question is not None)
 
 
 # -- how it is done --------------------------------------------------------------------------------------------
 
 
 async def _command(storage: CheckpointStorage, trace_id: str, kind: CommandKind) -> Status:
-    record = (await storage.load(trace_id)).record
+    record = await found(storage, trace_id)
     _refuse_ended(record)
     await _one(storage, Leave(record.trace, trace_id, kind))
     await carry_out(storage, trace_id)
@@ -191,14 +199,17 @@ async def carry_out(storage: CheckpointStorage, trace_id: str) -> None:
         if not isinstance(acquired, Acquired):
             return  # somebody took it just now, and carries it out
         snapshot, commands = await storage.load(trace_id), await storage.commands(trace=record.trace)
-        writes: list[Write] = [Append(trace_id, carried_out(snapshot, commands)), Release(record.trace, acquired.epoch)]
+        writes: list[Write] = [Release(record.trace, acquired.epoch)]
+        # Somebody else may have been quicker; and an answer that came too late for its owner starts nothing again.
+        if commands and snapshot.status not in TERMINAL:
+            writes.insert(0, Append(trace_id, carried_out(snapshot, commands)))
         for outcome in await storage.commit(writes):
             if isinstance(outcome, Exception) and not isinstance(outcome, OwnershipLost):  # likewise
                 raise outcome
 
 
 def carried_out(snapshot: Snapshot, commands: Iterable[Command]) -> Delta:
-    """The delta that consumes `commands`, for a trace of which nothing runs."""
+    """The delta that consumes `commands`, of which there is one at least, for a trace of which nothing runs."""
     kinds = {command.kind for command in commands}
     answers: Mapping[tuple[bytes | None, str | None], bytes | None] = {
         (command.activation, command.name): command.body for command in commands if command.kind == "answer"
@@ -208,27 +219,14 @@ def carried_out(snapshot: Snapshot, commands: Iterable[Command]) -> Delta:
     waits = [row for row in snapshot.frontier if row.state == "paused" and row.seq not in done]
     runs = [row for row in snapshot.frontier if row.state not in ("paused", "buffered")]
     status: Status = "running" if done or runs or not waits else "paused"
-    if not kinds:  # somebody else was quicker: it stays what it was
-        status = snapshot.status
-    elif "cancel" in kinds:
+    if "cancel" in kinds:
         status = "cancelled"
     elif "pause" in kinds or (snapshot.status == "paused" and runs):  # what was paused is for a resume to go on with
         status = "paused"
-    return Delta(
-        trace=snapshot.record.trace,
-        epoch=snapshot.record.epoch,
-        number=0,
-        rev=snapshot.rev + 1,
-        step=snapshot.step,
+    return attrs.evolve(
+        snapshot.following(),
         status=status,
-        marks=snapshot.marks,
-        counts=snapshot.counts,
         changed=tuple(changed),
-        generation=snapshot.generation,
-        generation_step=snapshot.generation_step,
-        elapsed=snapshot.elapsed,
-        tokens_in=snapshot.tokens_in,
-        tokens_out=snapshot.tokens_out,
         consumed=tuple(command.id for command in commands),
     )
 
@@ -240,16 +238,24 @@ def _answered(
     if row.state != "paused" or not asked or (row.id, asked[-1].name) not in answers:
         return None
     told = encode_asked(answered(asked, answers[row.id, asked[-1].name] or b"null"))
-    return StateChange(row.seq, "planned", row.attempts, None, row.tries, row.due, row.progress, told)
+    return StateChange(
+        activation=row.seq,
+        state="planned",
+        attempts=row.attempts,
+        tries=row.tries,
+        due=row.due,
+        progress=row.progress,
+        asked=told,
+    )
 
 
 def _named(open_: Iterable[Question]) -> Mapping[str | None, list[Question]]:
     """The questions by all that they may be called: an id, a name, or nothing."""
-    found: dict[str | None, list[Question]] = {None: []}
+    named: dict[str | None, list[Question]] = {None: []}
     for question in open_:
         for name in {None, question.id, question.name}:
-            found.setdefault(name, []).append(question)
-    return found
+            named.setdefault(name, []).append(question)
+    return named
 
 
 def _chosen(trace_id: str, named: Mapping[str | None, list[Question]], wanted: str | None) -> Question:
@@ -277,7 +283,7 @@ def _refuse_ended(record: TraceRecord) -> None:
 
 
 async def _label(storage: CheckpointStorage, checkpoint: CheckpointRecord, label: str | None) -> CheckpointRecord:
-    record = (await storage.load(checkpoint.trace_id)).record
+    record = await found(storage, checkpoint.trace_id)
     await _one(storage, Label(record.trace, record.trace_id, checkpoint.rev, label))
     return attrs.evolve(checkpoint, label=label)
 

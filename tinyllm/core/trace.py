@@ -17,7 +17,7 @@ from tinyllm.core.changes import changes
 from tinyllm.core.engine import Client
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
-from tinyllm.core.outside import carry_out, labels, leave_answers
+from tinyllm.core.outside import carry_out, found, labels, leave_answers
 from tinyllm.core.store import check_trace_id, free_trace_id, new_trace_id
 from tinyllm.errors import (
     CheckpointNotFound,
@@ -103,7 +103,7 @@ class TraceCall:
         self, trace_id: str, accept_graph_change: bool, answers: Mapping[str, Any] | None = None
     ) -> TaskResponse:
         """As `Executor.resume_from_checkpoint`."""
-        record = await self._found(trace_id)
+        record = await found(self._storage, trace_id)
         self._check_own_graph(record)
         if answers:
             await leave_answers(self._storage, trace_id, answers.items())
@@ -112,7 +112,7 @@ class TraceCall:
 
     async def execute_in(self, trace_id: str, task: Captured, accept_graph_change: bool) -> TaskResponse:
         """As `Executor.execute(task, resume_trace_id=trace_id)`."""
-        record = await self._found(trace_id)
+        record = await found(self._storage, trace_id)
         self._check_own_graph(record)
         if record.status in ("cancelled", "quarantined"):
             raise TraceEnded(trace_id, record.status)
@@ -128,7 +128,7 @@ class TraceCall:
     ) -> TaskResponse:
         """As `Executor.fork`."""
         initial = self._initial(variables, "set")
-        parent = await self._found(trace_id)
+        parent = await found(self._storage, trace_id)
         self._check_own_graph(parent)
         point = await self._point(parent.trace_id, at)
         child = None if child_id is None else await self._storage.trace(check_trace_id(child_id))
@@ -206,8 +206,8 @@ class TraceCall:
         try:
             epoch = await self._acquire(record.trace, record.trace_id, record.epoch)
         except OwnershipLost:  # to somebody who executes it now, or who answered, or saved a checkpoint, just then
-            found = await self._found(record.trace_id)
-            return await self._go_on(found, retry=retry, accept_graph_change=accept_graph_change, task=task)
+            taken = await found(self._storage, record.trace_id)
+            return await self._go_on(taken, retry=retry, accept_graph_change=accept_graph_change, task=task)
         if record.high_water is not None:
             handed, running = record.high_water
             lost: int | None = max(0, handed - record.step)
@@ -309,10 +309,10 @@ class TraceCall:
         if not kinds:
             return told
         if told.status == "paused" and kinds == {"answer"} and not self._client.stopping.is_set():
-            record = await self._found(plan.trace_id)
+            record = await found(self._storage, plan.trace_id)
             return await self._go_on(record, retry=False, accept_graph_change=False)
         await carry_out(self._storage, plan.trace_id)
-        return attrs.evolve(told, status=(await self._found(plan.trace_id)).status)
+        return attrs.evolve(told, status=(await found(self._storage, plan.trace_id)).status)
 
     # -- what is checked ---------------------------------------------------------------------------------------
 
@@ -352,10 +352,6 @@ class TraceCall:
         changed = {key: first.variables[key][0].body for key, seq in now.items() if was.get(key) != seq}
         if changed != dict(variables):
             raise TraceMismatch(child.trace_id, "set of variables", remedy)
-
-    async def _found(self, trace_id: str) -> TraceRecord:
-        """That very trace: nothing is resumed by accident. (`load` raises, and names what is near.)"""
-        return await self._storage.trace(trace_id) or (await self._storage.load(trace_id)).record
 
     async def _check_graph(self, snapshot: Snapshot, accept_graph_change: bool) -> list[str]:
         """What changed in the graph and may be accepted."""

@@ -12,6 +12,7 @@ from tinyllm.errors import ConfigError
 from tinyllm.graph.messages import Message
 from tinyllm.graph.pages import Editable, Pages
 from tinyllm.graph.settings import refuse_unknown
+from tinyllm.graph.shown import markdown_of_context
 
 
 def _changeable(items: Iterable[Any]) -> MutableSequence[Any]:
@@ -105,14 +106,4 @@ class ExecutionContext:
 
     def _repr_markdown_(self) -> str:
         """What a notebook shows. It reads no message."""
-        facts = [
-            ("graph", f"`{self.graph_id}`"),
-            ("current node", f"`{self.current_node}`" if self.current_node else "none"),
-            ("steps", f"{self.step_count:,}"),
-            ("messages", f"{len(self.messages):,}"),
-            ("variables", ", ".join(f"`{key}`" for key in self.variables) or "none"),
-            ("tokens", f"{self.total_tokens_in:,} in, {self.total_tokens_out:,} out"),
-            ("started", f"{self.start_time:%Y-%m-%d %H:%M:%S %Z}"),
-        ]
-        rows = "\n".join(f"| {name} | {value} |" for name, value in facts)
-        return f"**Trace `{self.trace_id}`**\n\n| | |\n|---|---|\n{rows}"
+        return markdown_of_context(self)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from functools import wraps
 from typing import Any, TypeVar
@@ -10,6 +9,7 @@ from typing import Any, TypeVar
 import attrs
 
 from tinyllm.errors import ConfigError, UnknownSetting
+from tinyllm.graph.findings import near
 
 C = TypeVar("C", bound=type)
 
@@ -66,5 +66,5 @@ def refuse_unknown(cls: C) -> C:
 
 def unknown(name: str, value: Any, known: Iterable[str], ranges: dict[str, str]) -> UnknownSetting:
     """The error for a setting `name` that is none of those `known`. `ranges`: what each of them may be."""
-    near = next(iter(difflib.get_close_matches(name, known)), None)
-    return UnknownSetting(name, value, ", ".join(known) if near is None else ranges.get(near, ""), near)
+    meant = near(name, known)
+    return UnknownSetting(name, value, ", ".join(known) if meant is None else ranges.get(meant, ""), meant)

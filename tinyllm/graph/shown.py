@@ -11,6 +11,7 @@ import attrs
 from tinyllm.graph.tags import short
 
 if TYPE_CHECKING:
+    from tinyllm.graph.context import ExecutionContext
     from tinyllm.graph.messages import ErrorInfo, TaskResponse
 
 _MARKDOWN = re.compile(r"[\\`*_\[\]<>|~&$]")
@@ -55,6 +56,22 @@ def markdown_of(response: TaskResponse) -> str:
     return "\n\n".join(parts)
 
 
+def markdown_of_context(context: ExecutionContext) -> str:
+    """The context as a table of its figures and the names of its variables."""
+    return _table(
+        ["trace", context.trace_id],
+        [
+            ("graph", context.graph_id),
+            ("current node", context.current_node or "none"),
+            ("steps", f"{context.step_count:,}"),
+            ("messages", f"{len(context.messages):,}"),
+            ("variables", ", ".join(context.variables) or "none"),
+            ("tokens", f"{context.total_tokens_in:,} in, {context.total_tokens_out:,} out"),
+            ("started", f"{context.start_time:%Y-%m-%d %H:%M:%S %Z}"),
+        ],
+    )
+
+
 def _steps(response: TaskResponse) -> str:
     return f"{response.nodes_executed:,} step{'s' * (response.nodes_executed != 1)}"
 
@@ -65,8 +82,8 @@ def _error(error: ErrorInfo) -> str:
 
 
 def _table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [heads, ["---"] * len(heads), *([_escaped(cell) for cell in row] for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    first, *others = [[_escaped(cell) for cell in row] for row in (heads, *rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in (first, ["---"] * len(heads), *others))
 
 
 def _escaped(text: str) -> str:

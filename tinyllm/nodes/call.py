@@ -190,6 +190,15 @@ class Caller:
                 arguments.append(self._structure(call.input.value, f"nodes.{call.node_id}: value"))
         return Prepared(call, arguments, {} if context is None else {"context": context}, context)
 
+    def attempt(self, call: Call, save: Save | None = None) -> Output | Asked:
+        """One call of a plain function, from its arguments to its output, or to what it asks."""
+        prepared = self.prepare(call, save)
+        try:
+            returned = self.function.call(*prepared.arguments, **prepared.keywords)
+        except Pause as pause:
+            return asked_by(call, pause)
+        return self.output(prepared, returned)
+
     def output(self, prepared: Prepared, returned: Any) -> Output:
         """Capture what the function returned and set.
 

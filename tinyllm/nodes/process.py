@@ -11,9 +11,9 @@ from functools import cache
 
 from tinyllm.errors import UnguardedMain
 from tinyllm.graph.functions import load
-from tinyllm.graph.node import NodeFunction, Pause
+from tinyllm.graph.node import NodeFunction
 from tinyllm.graph.questions import Asked
-from tinyllm.nodes.call import Call, Caller, Failure, Output, asked_by, failure
+from tinyllm.nodes.call import Call, Caller, Failure, Output, failure
 
 
 def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -> Output | Asked | Failure:
@@ -24,11 +24,7 @@ def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -
     try:
         caller = _caller(path, qualname, debug_mutation)
         function = caller.function
-        prepared = caller.prepare(call)
-        try:
-            return caller.output(prepared, function.call(*prepared.arguments, **prepared.keywords))
-        except Pause as pause:
-            return asked_by(call, pause)
+        return caller.attempt(call)
     except (Exception, SystemExit) as error:
         return failure(call.node_id, error, function)
 

@@ -205,20 +205,7 @@ def _difference(
     said = StoredMessages(place, record, snapshot.marks, snapshot.counts)
     messages = _new(said, context.messages, _content, record.trace_id, "messages")
     nodes = _new(StoredNodes(place, visited(snapshot)), context.visited_nodes, str, record.trace_id, "visited nodes")
-    base = Delta(
-        trace=record.trace,
-        epoch=record.epoch,
-        number=0,
-        rev=snapshot.rev + 1,
-        step=snapshot.step,
-        status="paused" if by_hand else "running" if record.status == "interrupted" else record.status,
-        marks=snapshot.marks,
-        counts=snapshot.counts,
-        error=record.error,
-        generation=snapshot.generation,
-        generation_step=snapshot.generation_step,
-        elapsed=snapshot.elapsed,
-    )
+    base = snapshot.following()
     known = {key: Version.stored(rows).captured for key, rows in snapshot.variables.items()}
     return _grown(base, context, messages, nodes, variables, known, by_hand=by_hand)
 

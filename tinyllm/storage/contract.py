@@ -177,6 +177,10 @@ class Counts:
     """Of the rounds in the frontier."""
     variables: int = 0
 
+    def shown(self, window: int | None) -> int:
+        """How many messages of a history with that window are shown; None: all are kept."""
+        return self.messages if window is None else min(self.messages, window)
+
 
 @attrs.frozen(kw_only=True)
 class Delta:
@@ -473,6 +477,25 @@ class Snapshot:
     elapsed: float = 0.0
     tokens_in: int = 0
     tokens_out: int = 0
+
+    def following(self) -> Delta:
+        """The delta that follows and changes nothing: for whoever writes to a trace of which nothing runs."""
+        return Delta(
+            trace=self.record.trace,
+            epoch=self.record.epoch,
+            number=0,
+            rev=self.rev + 1,
+            step=self.step,
+            status=self.status,
+            marks=self.marks,
+            counts=self.counts,
+            error=self.record.error if self.status == "failed" else None,
+            generation=self.generation,
+            generation_step=self.generation_step,
+            elapsed=self.elapsed,
+            tokens_in=self.tokens_in,
+            tokens_out=self.tokens_out,
+        )
 
 
 @attrs.frozen

@@ -259,7 +259,7 @@ class Trace:
     def said(self, at: Checkpoint, after: int, limit: int) -> list[MessageRow]:
         """A page of the history at the checkpoint."""
         parts = []
-        shown = self.shown(at)
+        shown = at.counts.shown(self.window)
         for trace, marks, _ in self._line(at):
             end = count_to(trace.history, marks.message)
             start = max(end - shown, 0)
@@ -270,10 +270,6 @@ class Trace:
             start = max(start, bisect_right(history, after, key=by_seq))
             found += history[start : min(end, start + limit - len(found))]
         return found
-
-    def shown(self, at: Checkpoint) -> int:
-        """How many messages of the history are shown at the checkpoint."""
-        return at.counts.messages if self.window is None else min(at.counts.messages, self.window)
 
     def task_at(self, rev: int) -> str:
         """The task that was last added to the history at the checkpoint of `rev`."""

@@ -56,7 +56,7 @@ class StoredMessages(Pages[Message]):
 
     def __init__(self, place: Place, trace: TraceRecord, marks: Marks, counts: Counts) -> None:
         said = counts.messages
-        super().__init__(said if trace.history is None else min(said, trace.history))
+        super().__init__(counts.shown(trace.history))
         self._place = place
         self._first = said - len(self)
         self._dense = marks.message == said

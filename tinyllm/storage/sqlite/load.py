@@ -17,7 +17,7 @@ from tinyllm.storage.contract import (
     VariableRow,
 )
 from tinyllm.storage.framing import Frame
-from tinyllm.storage.sqlite.read import Catalog, Point, Segment, shown, unframed, verified
+from tinyllm.storage.sqlite.read import Catalog, Point, Segment, unframed, verified
 from tinyllm.storage.sqlite.rows import path_of
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
@@ -69,7 +69,7 @@ class Loader(Catalog):
         if len(variables) != point.counts.variables:
             raise _short(record, point, "variables", len(variables), point.counts.variables)
         said = self._said(segments, point.marks.message)
-        if said != point.counts.messages and shown(record, point.counts):
+        if said != point.counts.messages and point.counts.shown(record.history):
             raise _short(record, point, "messages of the history", said, point.counts.messages)
         read = {row.message for row in frontier} | {arrival.message for arrival in arrivals}
         return Snapshot(
@@ -94,7 +94,7 @@ class Loader(Catalog):
         record = self.found(trace_id)
         point = self.point(record, rev)
         segments = self.segments(record, point)
-        before = point.counts.messages - shown(record, point.counts)
+        before = point.counts.messages - point.counts.shown(record.history)
         number = max(before, self._said(segments, min(after, point.marks.message)))
         after = max(after, before)  # a message's seq is not below its place in the history
         found: list[MessageRow] = []

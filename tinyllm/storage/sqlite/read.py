@@ -336,11 +336,6 @@ def verified(
     return body
 
 
-def shown(record: TraceRecord, counts: Counts) -> int:
-    """How many messages of the history are shown at a checkpoint of these counts."""
-    return counts.messages if record.history is None else min(counts.messages, record.history)
-
-
 def _point(row: tuple[Any, ...]) -> Point:
     rev, step, status, node, created_at, label, *rest = row
     return Point(rev & LAST, step, status, node, created_at, label, Marks(*rest[:4]), Counts(*rest[4:8]), *rest[8:])

@@ -33,7 +33,7 @@ INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arr
 VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
 _TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
-_LAST_TASK = "UPDATE traces SET last_task = ? WHERE key = ?"
+_LAST_TASK = f"UPDATE traces SET last_task = ? WHERE key = ? >> {SHIFT}"
 _FIRED = """
 UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_depth = ? WHERE id = ?
 """
@@ -63,10 +63,8 @@ class Rows:
     changed: list[Row] = attrs.field(factory=list)
     ended: list[Row] = attrs.field(factory=list)
     tasks: list[Row] = attrs.field(factory=list)
-    last_tasks: list[Row] = attrs.field(factory=list)
-    answers: list[Row] = attrs.field(factory=list)
-    others: list[Row] = attrs.field(factory=list)
-    """Commands that were consumed; each is in both, being of either kind."""
+    consumed: list[Row] = attrs.field(factory=list)
+    """Commands of either kind."""
     over: list[Row] = attrs.field(factory=list)
     """Traces that have ended."""
 
@@ -139,8 +137,7 @@ class Rows:
             if step.status is not None:
                 self.said.append((step.status, first | step.step))
         for command in delta.consumed:
-            self.answers.append((command, trace))
-            self.others.append((command, trace))
+            self.consumed.append((command, trace))
         if delta.status in TERMINAL:
             self.over.append((trace,))
         marks, counts = delta.marks, delta.counts
@@ -169,7 +166,6 @@ class Rows:
         )
         if delta.task is not None:
             self.tasks.append((delta.task, first | rev))
-            self.last_tasks.append((delta.task, trace))
 
     def _change(self, activation: int, to: ActivationRow | StateChange) -> None:
         self.changed.append(
@@ -193,7 +189,7 @@ class Rows:
 
     def insert(self, connection: sqlite3.Connection) -> None:
         """Write everything, and be empty again."""
-        for statement, rows in (
+        statements = (
             (_MESSAGE, self.messages),
             (_ACTIVATION, self.activations),
             (_ARRIVAL, self.arrivals),
@@ -205,14 +201,16 @@ class Rows:
             (_SAID, self.said),
             (_CHECKPOINT, self.checkpoints),
             (_TASK, self.tasks),
-            (_LAST_TASK, self.last_tasks),
-            (ANSWERED, self.answers),
-            (CARRIED_OUT, self.others),
+            (_LAST_TASK, self.tasks),
+            (ANSWERED, self.consumed),
+            (CARRIED_OUT, self.consumed),
             (OUTLIVED, self.over),
-        ):
+        )
+        for statement, rows in statements:
             if rows:
                 connection.executemany(statement, rows)
-                rows.clear()
+        for _, rows in statements:
+            rows.clear()
 
 
 def frame(body: bytes | None) -> Frame | None:

@@ -74,3 +74,18 @@ def slow_disk() -> None:
         await commit(self, batch)
 
     StorageWriter._commit = slow  # type: ignore[method-assign]
+
+
+def before_the_tail_is_written() -> None:
+    """The disk is slow, and a batch of several deltas, after a few that were written, is not."""
+    commit, written = StorageWriter._commit, 0
+
+    async def dies(self: StorageWriter, batch: list[Put | Ask]) -> None:
+        nonlocal written
+        await anyio.sleep(0.05)  # whatever may be handed over meanwhile is
+        if written >= 3 and len(batch) > 1:
+            die()
+        await commit(self, batch)
+        written += 1
+
+    StorageWriter._commit = dies  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from tests.actors.graphs import now
 from tests.actors.stores import Noting
 from tinyllm.actors.dispatch import Durability
 from tinyllm.actors.events import Event
-from tinyllm.actors.node_executor import NodeExecutor
+from tinyllm.actors.node_executor import Loop, NodeExecutor
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import NodeMessage, ScheduleMessage, WriteMessage
 from tinyllm.actors.run import Run
@@ -102,7 +102,7 @@ async def rig(
         await actors.start(CheckpointScheduler(policy, schedule_inbox, to_writer.clone(), shields[1]).run)
         for node in graph.nodes.values():
             made.nodes[node.id], inbox = anyio.create_memory_object_stream[NodeMessage](mailbox)
-            await actors.start(NodeExecutor(graph, node, inbox, deps=None, debug_mutation=True).run)
+            await actors.start(NodeExecutor(graph, node, inbox, loop=Loop(), deps=None, debug_mutation=True).run)
         try:
             yield made
         finally:

@@ -118,9 +118,12 @@ def test_where_deltas_are_merged_only_those_count_that_are_written_at_once() -> 
     assert made.has_credit
 
 
-def test_one_node_in_the_loop_starts_only_after_the_one_before_it_has_begun() -> None:
+def test_once_the_loop_was_blocked_one_node_in_it_starts_after_the_one_before_it_has_begun() -> None:
     graph = shape("a => b", "a => c", functions={"a": sync, "b": in_loop, "c": in_loop})
     made, _ = dispatch(graph, 2)
+    made.loop_was_blocked()
+    assert starts(made) == [], "what was handed over before is to be durable first"
+    made.acknowledge(1)
     assert starts(made) == ["b"]
     (seq,) = made.running
     made.started(seq)
@@ -129,9 +132,25 @@ def test_one_node_in_the_loop_starts_only_after_the_one_before_it_has_begun() ->
     assert starts(made) == [], "another one is still to begin"
 
 
+def test_nodes_in_the_loop_start_together_while_none_has_blocked_it() -> None:
+    graph = shape("a => b", "a => c", functions={"a": sync, "b": in_loop, "c": in_loop})
+    made, _ = dispatch(graph, 2)
+    assert starts(made) == ["b", "c", "b", "c"]
+
+
+def test_what_was_not_started_is_the_next_to_start() -> None:
+    graph = shape("a => b", functions={"a": sync, "b": in_loop})
+    made, _ = dispatch(graph, 2)
+    first = made.next(lambda: True)
+    assert first is not None
+    made.deferred(first.seq)
+    assert made.next(lambda: True) is first
+
+
 def test_an_end_counts_as_a_start() -> None:
     graph = shape("a => b", functions={"a": sync, "b": in_loop})
     made, _ = dispatch(graph, 2)
+    made.careful = True
     assert starts(made) == ["b"]
     made.ended(next(iter(made.running)))
     assert starts(made) == ["b"]
@@ -140,6 +159,7 @@ def test_an_end_counts_as_a_start() -> None:
 def test_threads_start_beside_a_node_in_the_loop() -> None:
     graph = shape("a => b", "a => c", functions={"a": sync, "b": in_loop, "c": sync})
     made, _ = dispatch(graph, 2)
+    made.careful = True
     assert starts(made) == ["b", "c", "c"]
 
 

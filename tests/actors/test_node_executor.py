@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextvars
 import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -16,8 +17,18 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from tests.actors import functions
 from tests.actors.graphs import shape
-from tinyllm.actors.node_executor import NodeExecutor
-from tinyllm.actors.protocol import Cancelled, CancelNode, Failed, Finished, NodeMessage, RunMessage, RunNode, Started
+from tinyllm.actors.node_executor import BLOCKED_MS, Loop, NodeExecutor
+from tinyllm.actors.protocol import (
+    Cancelled,
+    CancelNode,
+    Deferred,
+    Failed,
+    Finished,
+    NodeMessage,
+    RunMessage,
+    RunNode,
+    Started,
+)
 from tinyllm.errors import NodeError, ValueMismatch, ValueNotStorable
 from tinyllm.graph.ids import idempotency_key
 from tinyllm.graph.messages import Message
@@ -49,6 +60,7 @@ class Caller:
         variables: Any = None,
         progress: bytes | None = None,
         asked: Sequence[Asked] = (),
+        tells: bool = False,
     ) -> None:
         captured = Captured(encode_payload(value))
         sources: tuple[tuple[int, str], ...] = ((1, "before"),)
@@ -57,7 +69,7 @@ class Caller:
             sources = tuple((index, f"n{index}") for index in range(len(parts)))
         versions = {key: Version(1, capture(each)) for key, each in (variables or {}).items()}
         call = Call("t", "a", ID, 1, captured, sources, versions, progress, tuple(asked))
-        self._nodes.send_nowait(RunNode(seq, call, self.address))
+        self._nodes.send_nowait(RunNode(seq, call, self.address, tells))
 
     def cancel(self, seq: int = 1) -> None:
         self._nodes.send_nowait(CancelNode(seq, self.address))
@@ -97,7 +109,7 @@ async def executing(function: Any, *, callers: int = 1, deps: Any = None, **keys
     made = [Caller(send) for _ in range(callers)]
     try:
         async with anyio.create_task_group() as tasks:
-            executor = NodeExecutor(graph, graph.nodes["a"], receive, deps=deps, debug_mutation=True)
+            executor = NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=deps, debug_mutation=True)
             await tasks.start(executor.run)
             with send:
                 yield made[0] if callers == 1 else made
@@ -122,7 +134,7 @@ def in_thread(value: Any) -> Any:
 async def test_a_node_answers_once_with_its_captured_result(function: Any) -> None:
     async with executing(function) as caller:
         began = time.time()
-        caller.run()
+        caller.run(tells=True)
         assert isinstance(await caller.inbox.receive(), Started)
         answer = await caller.inbox.receive()
         assert isinstance(answer, Finished)
@@ -227,13 +239,78 @@ async def test_an_attempt_that_is_cancelled_before_it_begins_does_not_run() -> N
 
     async def noting(value: Any) -> Any:
         ran.append(value)
+        await anyio.sleep_forever()
 
-    async with executing(noting) as caller:
-        for seq in range(20):
+    async with executing(noting, max_concurrency=1) as caller:
+        caller.run(0, 0)
+        for seq in range(1, 20):
+            caller.run(seq, seq)
+            caller.cancel(seq)
+        assert {await caller.answer() for _ in range(19)} == {Cancelled(seq) for seq in range(1, 20)}
+        caller.cancel(0)
+        assert await caller.answer() == Cancelled(0)
+        assert ran == [0]
+
+
+async def test_one_cancelled_right_behind_its_start_is_found_by_whoever_hears_of_it() -> None:
+    """The two messages may be given to two workers, of which the second may have its turn first."""
+
+    async def endless(value: Any) -> Any:
+        await anyio.sleep_forever()
+
+    async with executing(endless) as caller:
+        caller.run(0)
+        await anyio.wait_all_tasks_blocked()
+        for seq in range(1, 20):
             caller.run(seq)
             caller.cancel(seq)
-        assert {await caller.answer() for _ in range(20)} == {Cancelled(seq) for seq in range(20)}
-        assert ran == []
+            assert await caller.answer() == Cancelled(seq)
+        caller.cancel(0)
+
+
+async def test_what_one_attempt_leaves_behind_reaches_no_other(anyio_backend_name: str) -> None:
+    """Context variables, and a cancellation of its own task that comes only when the node has ended."""
+    variable: contextvars.ContextVar[int] = contextvars.ContextVar("variable", default=0)
+
+    async def untidy(value: Any) -> Any:
+        before = variable.get()
+        variable.set(before + 1)
+        if anyio_backend_name == "asyncio":
+            import asyncio
+
+            task = asyncio.current_task()
+            assert task is not None
+            task.cancel()
+        if value == "waits":
+            with suppress(anyio.get_cancelled_exc_class()):
+                await anyio.lowlevel.checkpoint()
+        return before
+
+    async with executing(untidy) as caller:
+        for value in ("returns", "waits") * 3:
+            caller.run(value=value)
+            assert await caller.value() == 0
+
+
+async def test_after_one_that_blocked_the_loop_what_was_sent_goes_back() -> None:
+    ran = []
+
+    async def blocks(value: Any) -> Any:
+        ran.append(value)
+        end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
+        while time.perf_counter() < end:
+            pass
+
+    async with executing(blocks) as caller:
+        for seq in range(3):
+            caller.run(seq, seq)
+        first = await caller.answer()
+        assert isinstance(first, Finished)
+        assert first.blocked
+        assert [await caller.answer() for _ in range(2)] == [Deferred(1), Deferred(2)]
+        caller.run(1, 1)
+        assert isinstance(await caller.answer(), Finished)
+        assert ran == [0, 1]
 
 
 async def test_a_node_that_finishes_all_the_same_has_finished() -> None:
@@ -243,7 +320,7 @@ async def test_a_node_that_finishes_all_the_same_has_finished() -> None:
         return "done"
 
     async with executing(stubborn) as caller:
-        caller.run()
+        caller.run(tells=True)
         await caller.inbox.receive()
         caller.cancel()
         assert await caller.value() == "done"
@@ -284,8 +361,10 @@ async def test_when_everything_is_cancelled_every_attempt_is_answered() -> None:
     send, receive = anyio.create_memory_object_stream[NodeMessage](1000)
     caller = Caller(send)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(NodeExecutor(graph, graph.nodes["a"], receive, deps=None, debug_mutation=True).run)
-        caller.run(1)
+        await tasks.start(
+            NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=None, debug_mutation=True).run
+        )
+        caller.run(1, tells=True)
         await anyio.wait_all_tasks_blocked()
         caller.run(2)
         caller.run(3)
@@ -307,7 +386,7 @@ async def test_it_ends_when_its_senders_have_closed_and_the_last_attempt_has_end
     caller, ended = Caller(send), anyio.Event()
 
     async def serve() -> None:
-        await NodeExecutor(graph, graph.nodes["a"], receive, deps=None, debug_mutation=True).run()
+        await NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=None, debug_mutation=True).run()
         ended.set()
 
     async with anyio.create_task_group() as tasks:
@@ -348,7 +427,7 @@ async def test_a_cancelled_thread_is_left_to_itself() -> None:
         ended.set()
 
     async with executing(blocking) as caller:
-        caller.run()
+        caller.run(tells=True)
         await caller.inbox.receive()
         await anyio.wait_all_tasks_blocked()
         caller.cancel()
@@ -379,7 +458,7 @@ async def test_processes() -> None:
         assert (await caller.failure()).failure.error.type == "NodeError"
         caller.run(value="signals")
         assert await caller.value() == "survived"
-        caller.run(7, value="endless")
+        caller.run(7, value="endless", tells=True)
         while not isinstance(await caller.inbox.receive(), Started):
             pass
         caller.cancel(7)
@@ -422,9 +501,9 @@ async def test_who_waits_for_a_slot_that_another_trace_has_does_not_hold_up_its_
         await release.wait()
 
     async with executing(waiting, callers=2, max_concurrency=1) as (first, second):
-        first.run()
+        first.run(tells=True)
         await anyio.wait_all_tasks_blocked()
-        second.run()
+        second.run(tells=True)
         await anyio.wait_all_tasks_blocked()
         assert first.told() == second.told() == ["Started"]
         second.run(2)
@@ -516,4 +595,4 @@ async def test_an_annotation_that_nothing_fits_into_is_refused_when_the_executor
     graph = shape("a -> b", functions={"a": odd})
     send, receive = anyio.create_memory_object_stream[NodeMessage](1)
     with send, receive, pytest.raises(TypeError):
-        NodeExecutor(graph, graph.nodes["a"], receive, deps=None, debug_mutation=False)
+        NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=None, debug_mutation=False)

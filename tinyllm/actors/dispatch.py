@@ -31,10 +31,10 @@ class Dispatch:
     Before them stand the time at which a failed activation may be tried again, and how many may run at once, of one
     node and of all.
 
-    And two rules for nodes that run in the event loop. One is sent only after the one before it has begun: a node that
-    blocks the loop would otherwise be followed by its siblings before anybody could record that it has finished. And
-    after one that did block it, the next is sent when all is durable: a commit begins and ends in the loop, so that
-    what waits for the end of one commit is not in the next while the next node blocks.
+    And two rules for nodes that run in the event loop, once one has blocked it. The next is sent when all is durable: a
+    commit begins and ends in the loop, so that what waits for the end of one commit is not in the next while the next
+    node blocks. And from then on one is sent only after the one before it has given the loop back: a node that blocks
+    would otherwise be followed by its siblings before anybody could record that it has finished.
     """
 
     def __init__(self, graph: Graph, durability: Durability, *, recorded: bool, merges: bool) -> None:
@@ -46,6 +46,8 @@ class Dispatch:
         self._ready: dict[str, deque[Activation]] = {}
         self.running: dict[int, Activation] = {}
         self._running_of: Counter[str] = Counter()
+        self.careful = False
+        """Whether the loop was blocked: nodes that run in it tell when they have started."""
         self._starting: int | None = None
         self._awaited = 0
         self.handed = 0
@@ -118,7 +120,7 @@ class Dispatch:
                 self._ready[node] = queue
             self.running[activation.seq] = activation
             self._running_of[node] += 1
-            if self._in_loop[node]:
+            if self.careful and self._in_loop[node]:
                 self._starting = activation.seq
             return activation
         return None
@@ -133,12 +135,18 @@ class Dispatch:
 
     def loop_was_blocked(self) -> None:
         """A node blocked the loop until it ended."""
+        self.careful = True
         if not self._merges:  # what is merged is not written so soon
             self._awaited = self.handed
 
     def started(self, seq: int) -> None:
         if self._starting == seq:
             self._starting = None
+
+    def deferred(self, seq: int) -> None:
+        """It was not started, and is to be sent again."""
+        activation = self.ended(seq)
+        self._ready.setdefault(activation.node, deque()).appendleft(activation)
 
     def ended(self, seq: int) -> Activation:
         self.started(seq)

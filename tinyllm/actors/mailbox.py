@@ -39,12 +39,20 @@ async def take(mailbox: MemoryObjectReceiveStream[T], deadline: float | None) ->
     :raises EndOfStream: every sender has closed and nothing is left.
     """
     taken: list[T] = []
-    if deadline is None:
-        taken.append(await mailbox.receive())
-    else:
-        with anyio.CancelScope(deadline=deadline):
+    if not _drain(mailbox, taken):
+        if deadline is None:
             taken.append(await mailbox.receive())
-    with suppress(anyio.WouldBlock, anyio.EndOfStream):  # the end is met again by the next call
-        while taken:
-            taken.append(mailbox.receive_nowait())
+        else:
+            with anyio.CancelScope(deadline=deadline):
+                taken.append(await mailbox.receive())
+        _drain(mailbox, taken)
     return taken
+
+
+def _drain(mailbox: MemoryObjectReceiveStream[T], taken: list[T]) -> bool:
+    """Take what is there already; whether there was anything. (The end is met by whoever waits.)"""
+    try:
+        while True:
+            taken.append(mailbox.receive_nowait())
+    except (anyio.WouldBlock, anyio.EndOfStream):
+        return bool(taken)

@@ -39,7 +39,7 @@ class Answer:
 
 @attrs.frozen
 class Started:
-    """A node's code is about to run (in the event loop, so nothing else does until it waits)."""
+    """A node that was to tell it has begun, and given the loop back."""
 
     seq: int
 
@@ -50,6 +50,15 @@ class Finished:
     output: Output
     ended_at: float
     duration_ms: float
+    blocked: bool = False
+    """It ran in the event loop and did not once give it back, for so long that others must be let go first."""
+
+
+@attrs.frozen
+class Deferred:
+    """The node was not started: another has blocked the event loop, and what has come of that must be durable first."""
+
+    seq: int
 
 
 @attrs.frozen(eq=False)
@@ -110,7 +119,7 @@ class Told:
     commands: tuple[Command, ...]
 
 
-RunMessage = Started | Finished | Failed | Paused | Progressed | Cancelled | Durable | Refused | Told | Stop
+RunMessage = Started | Finished | Deferred | Failed | Paused | Progressed | Cancelled | Durable | Refused | Told | Stop
 RunAddress = MemoryObjectSendStream[RunMessage]
 
 
@@ -119,9 +128,12 @@ RunAddress = MemoryObjectSendStream[RunMessage]
 
 @attrs.frozen(eq=False)
 class RunNode:
+    """`tells`: say when it has `Started`."""
+
     seq: int
     call: Call
     reply: RunAddress
+    tells: bool = False
 
 
 @attrs.frozen(eq=False)

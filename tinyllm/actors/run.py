@@ -25,6 +25,7 @@ from tinyllm.actors.protocol import (
     Cancelled,
     CancelNode,
     Close,
+    Deferred,
     Durable,
     Failed,
     Finished,
@@ -54,9 +55,6 @@ DRAIN_SECONDS = 30.0
 
 GRACE_SECONDS = 10.0
 """How long a cancelled run waits for its nodes to end, and for what it handed over to be written."""
-
-BLOCKED_MS = 10.0
-"""A node that blocks the event loop for longer costs its trace more than waiting for a commit does."""
 
 LEASE_POLL_SECONDS = 1.0
 """How often a run that may start nothing, because its lease is nearly over, looks whether it was renewed."""
@@ -179,8 +177,6 @@ class Run:
         self._plan.elapsed = self._alarms.elapsed(anyio.current_time())
         for message in messages:
             await self._handle(message)
-            if isinstance(message, Finished) and message.duration_ms > BLOCKED_MS and Started(message.seq) in messages:
-                self._dispatch.loop_was_blocked()  # it began and ended, and we had no turn in between
         if not messages and alarm is not None:
             await self._ring(alarm)
 
@@ -206,6 +202,9 @@ class Run:
         match message:
             case Started():
                 self._dispatch.started(message.seq)
+            case Deferred():
+                self._dispatch.loop_was_blocked()
+                self._dispatch.deferred(message.seq)
             case Finished() | Progressed():
                 if self._refusal is None and not self._dispatch.has_credit:
                     self._held.append(message)
@@ -267,6 +266,8 @@ class Run:
             return
         activation = self._dispatch.ended(message.seq)
         await self._hand(delta, forced=plan.status != "running")
+        if message.blocked:
+            self._dispatch.loop_was_blocked()
         self._telling.finished(activation.node, message.duration_ms)
         self._stop_if_failed()
 
@@ -381,7 +382,7 @@ class Run:
                 activation.asked,
             )
             try:
-                await post(node, RunNode(activation.seq, call, self.address))
+                await post(node, RunNode(activation.seq, call, self.address, dispatch.careful))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # those who run the nodes are closing down
                 dispatch.ended(activation.seq)
                 dispatch.stopped = True

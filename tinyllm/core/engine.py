@@ -14,7 +14,7 @@ from tinyllm.actors.commands import CommandReader
 from tinyllm.actors.events import Event
 from tinyllm.actors.lease import LeaseKeeper
 from tinyllm.actors.mailbox import post, reply
-from tinyllm.actors.node_executor import NodeExecutor
+from tinyllm.actors.node_executor import Loop, NodeExecutor
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import (
     Answer,
@@ -140,11 +140,12 @@ class Engine:
             actors.start_soon(reader.run, name="command reader")
             actors.start_soon(writer.run, name="storage writer")
             actors.start_soon(scheduler.run, name="checkpoint scheduler")
+        loop = Loop()
         for node in self.graph.nodes.values():
             self._nodes[node.id], to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
             try:
                 executor = NodeExecutor(
-                    self.graph, node, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation
+                    self.graph, node, to_run, loop=loop, deps=self._deps, debug_mutation=self.config.debug_mutation
                 )
             except BaseException:  # a function that no worker process can load
                 to_run.close()

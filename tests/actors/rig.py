@@ -12,9 +12,10 @@ from tests.actors.graphs import now
 from tests.actors.stores import Noting
 from tinyllm.actors.dispatch import Durability
 from tinyllm.actors.events import Event
+from tinyllm.actors.mailbox import Journal
 from tinyllm.actors.node_executor import Loop, NodeExecutor
 from tinyllm.actors.plan import Plan
-from tinyllm.actors.protocol import NodeMessage, ScheduleMessage, WriteMessage
+from tinyllm.actors.protocol import Hurry, NodeMessage, ScheduleMessage, WriteMessage
 from tinyllm.actors.run import Run
 from tinyllm.actors.schedule import Policy
 from tinyllm.actors.scheduler import CheckpointScheduler
@@ -95,11 +96,13 @@ async def rig(
     policy = Policy(each_node=each_node, interval=interval, durability=durability, keep=100)
     made = Rig(graph, store or Noting(), policy)
     to_writer, write_inbox = anyio.create_memory_object_stream[WriteMessage](mailbox)
-    made.journal, schedule_inbox = anyio.create_memory_object_stream[ScheduleMessage](mailbox)
+    schedule, schedule_inbox = anyio.create_memory_object_stream[ScheduleMessage](mailbox)
+    ring, bell = anyio.create_memory_object_stream[Hurry](1)
+    made.journal = Journal(schedule, ring)
     shields = [anyio.CancelScope(shield=True) for _ in range(2)]
     async with anyio.create_task_group() as actors:
         await actors.start(StorageWriter(made.store, write_inbox, shields[0], keep=100).run)
-        await actors.start(CheckpointScheduler(policy, schedule_inbox, to_writer.clone(), shields[1]).run)
+        await actors.start(CheckpointScheduler(policy, schedule_inbox, bell, to_writer.clone(), shields[1]).run)
         for node in graph.nodes.values():
             made.nodes[node.id], inbox = anyio.create_memory_object_stream[NodeMessage](mailbox)
             await actors.start(NodeExecutor(graph, node, inbox, loop=Loop(), deps=None, debug_mutation=True).run)

@@ -30,7 +30,7 @@ from tinyllm.actors.protocol import (
     Started,
 )
 from tinyllm.errors import NodeError, ValueMismatch, ValueNotStorable
-from tinyllm.graph.ids import idempotency_key
+from tinyllm.graph.ids import activation_id, idempotency_key
 from tinyllm.graph.messages import Message
 from tinyllm.graph.node import Result
 from tinyllm.graph.payload import Captured, encode_payload
@@ -541,8 +541,8 @@ async def test_the_context() -> None:
         "trace_id": "t",
         "node_id": "a",
         "attempt": 1,
-        "id": ID.hex(),
-        "key": idempotency_key(ID, Captured(b'"in"').digest),
+        "id": activation_id("t", ID).hex(),
+        "key": idempotency_key(activation_id("t", ID), Captured(b'"in"').digest),
         "variables": ({"x": [0]}, True, 1),
     }
 

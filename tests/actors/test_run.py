@@ -63,7 +63,9 @@ async def test_what_an_observer_hears() -> None:
     ]
     assert [event.count for event in heard if isinstance(event, Planned)] == [2, 1]
     assert sum(isinstance(event, NodeStarted) for event in made.events) == 4
-    assert [event.step for event in made.events if isinstance(event, Committed)] == [1, 2, 3, 4]
+    committed = [event.step for event in made.events if isinstance(event, Committed)]
+    assert committed == sorted(set(committed)), "several deltas may become durable at once"
+    assert committed[-1] == 4
 
 
 async def test_without_a_journal_a_run_records_nothing_and_ends_all_the_same() -> None:
@@ -225,7 +227,8 @@ async def test_who_loses_the_trace_cancels_its_nodes() -> None:
 
     async def work(value: Any) -> Any:
         if value == 0:
-            await anyio.wait_all_tasks_blocked()
+            while not store.appended:
+                await anyio.lowlevel.checkpoint()
             return value
         try:
             await anyio.sleep_forever()

@@ -189,6 +189,7 @@ async def test_cancelled_after_any_step(
         # On a disk the two kinds of actors of one's own share the steps: a bare call's odd ones, a block's even ones.
         stride = 1 if mode == "shared" or isinstance(store, InMemoryCheckpointStorage) else 2
         step, under_way = 0 if stride == 1 or mode == "entered" else -1, True
+        await anyio.wait_all_tasks_blocked()  # each node executor has its worker
         tasks_before = len(anyio.get_running_tasks())
         while under_way:
             step += stride

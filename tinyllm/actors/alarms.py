@@ -32,6 +32,8 @@ class Alarms:
 
     def next(self) -> tuple[float, Alarm] | None:
         """The earliest."""
+        if self.drain_at is self.look_at is self.retry_at is None and not self.limited:
+            return None
         found: list[tuple[float, Alarm]] = []
         if self.drain_at is not None:
             found.append((self.drain_at, "drain"))

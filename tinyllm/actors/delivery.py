@@ -37,8 +37,11 @@ class Delivery(Frontier):
         depth: int,
     ) -> None:
         """Record what `source` sends, and plan what that causes."""
-        consumers = Counter(route.body for route in routes)
-        sent = [(delta.message(source, consumers[index], body), body) for index, body in enumerate(bodies)]
+        if len(bodies) == 1:
+            sent = [(delta.message(source, len(routes), bodies[0]), bodies[0])]
+        else:
+            consumers = Counter(route.body for route in routes)
+            sent = [(delta.message(source, consumers[index], body), body) for index, body in enumerate(bodies)]
         self._plan(delta, source, routes, sent, path=path, depth=depth)
 
     def _plan(
@@ -107,6 +110,8 @@ class Delivery(Frontier):
 
     def _settle(self, delta: Draft) -> None:
         """Fire every join that nothing live can still reach."""
+        if not self.joins.rounds:
+            return
         alive = bool(self.activations or self.parked or self.stuck or self.undecided)
         for node in self.joins.ready(self.active, anything_runs=alive):
             round_ = self.joins.rounds.pop(node)

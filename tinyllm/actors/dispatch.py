@@ -53,6 +53,8 @@ class Dispatch:
         self.handed = 0
         self.durable = 0
         self.stopped = False
+        self.held_back = False
+        """Whether something might start, and is not to because the lease is nearly over."""
         self._in_loop = {n.id: is_in_loop(graph, n) for n in graph.nodes.values()}
         self._effects = {n.id: graph.has_effects(n) for n in graph.nodes.values()}
         self._cap = {n.id: concurrency(graph, n) for n in graph.nodes.values()}
@@ -68,6 +70,11 @@ class Dispatch:
     @property
     def has_credit(self) -> bool:
         return len(self._unacknowledged) < CREDIT
+
+    @property
+    def hurries(self) -> bool:
+        """Nothing more starts before what was handed over is durable."""
+        return self._sync or not self.has_credit
 
     def hand(self, number: int, *, forced: bool) -> None:
         """Delta `number` is handed over."""
@@ -101,6 +108,7 @@ class Dispatch:
 
     def next(self, may_start: Callable[[], bool]) -> Activation | None:
         """The next activation to start, now counted as running; None if none may."""
+        self.held_back = False
         if self.stopped or not self._ready or not self.has_credit or (self._sync and self.durable < self.handed):
             return None
         if self._most is not None and len(self.running) >= self._most:
@@ -113,6 +121,7 @@ class Dispatch:
             if self._commits_output and self._effects[node] and queue[0].born > self.durable:
                 continue
             if not may_start():
+                self.held_back = True
                 return None
             activation = queue.popleft()
             del self._ready[node]

@@ -47,8 +47,14 @@ class Draft:
     @property
     def size(self) -> int:
         """Bytes of all bodies."""
-        bodies = sum(len(row.body) for row in self.messages) + sum(len(row.body) for row in self.variables)
-        return bodies + sum(len(change.progress or b"") + len(change.asked or b"") for change in self.changed)
+        size = 0
+        for message in self.messages:
+            size += len(message.body)
+        for variable in self.variables:
+            size += len(variable.body)
+        for change in self.changed:
+            size += len(change.progress or b"") + len(change.asked or b"")
+        return size
 
     def message(self, source: str, consumers: int, captured: Captured) -> int:
         self._message += 1

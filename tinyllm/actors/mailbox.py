@@ -8,6 +8,8 @@ from typing import TypeVar
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
+from tinyllm.actors.protocol import Hurry, ScheduleMessage
+
 T = TypeVar("T")
 
 
@@ -25,6 +27,32 @@ async def post(mailbox: MemoryObjectSendStream[T], message: T) -> None:
             await mailbox.send(message)
 
 
+class Journal:
+    """The way to the scheduler: its mailbox, and a bell for when it lets the mailbox fill."""
+
+    def __init__(self, mailbox: MemoryObjectSendStream[ScheduleMessage], bell: MemoryObjectSendStream[Hurry]) -> None:
+        self._mailbox = mailbox
+        self._bell = bell
+
+    async def post(self, message: ScheduleMessage, *, hurry: bool = False) -> None:
+        """Send; `hurry`: it is to be taken at once."""
+        try:
+            self._mailbox.send_nowait(message)
+            if hurry:
+                self._ring()
+        except anyio.WouldBlock:
+            self._ring()
+            await post(self._mailbox, message)
+
+    def _ring(self) -> None:
+        with suppress(anyio.WouldBlock, anyio.BrokenResourceError):  # it rings already, or nobody is there to hear it
+            self._bell.send_nowait(Hurry())
+
+    def close(self) -> None:
+        self._mailbox.close()
+        self._bell.close()
+
+
 def reply(mailbox: MemoryObjectSendStream[T], message: T) -> None:
     """Answer somebody who may have gone; mailboxes of those who ask are large enough for every answer."""
     with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
@@ -39,17 +67,17 @@ async def take(mailbox: MemoryObjectReceiveStream[T], deadline: float | None) ->
     :raises EndOfStream: every sender has closed and nothing is left.
     """
     taken: list[T] = []
-    if not _drain(mailbox, taken):
+    if not drain(mailbox, taken):
         if deadline is None:
             taken.append(await mailbox.receive())
         else:
             with anyio.CancelScope(deadline=deadline):
                 taken.append(await mailbox.receive())
-        _drain(mailbox, taken)
+        drain(mailbox, taken)
     return taken
 
 
-def _drain(mailbox: MemoryObjectReceiveStream[T], taken: list[T]) -> bool:
+def drain(mailbox: MemoryObjectReceiveStream[T], taken: list[T]) -> bool:
     """Take what is there already; whether there was anything. (The end is met by whoever waits.)"""
     try:
         while True:

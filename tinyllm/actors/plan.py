@@ -49,6 +49,8 @@ class Plan(Delivery):
         self.key = 0
         """The trace's key and its epoch, once the store has given them."""
         self.epoch = 0
+        self._rev = 0
+        """Of the newest delta when this was restored."""
         self.step = 0
         self.status: Status = "running"
         self.elapsed = 0.0
@@ -123,7 +125,7 @@ class Plan(Delivery):
     def restore(self, snapshot: Snapshot, *, retry: bool = True) -> None:
         """Take over what a store kept. What was cancelled, or with `retry` had failed, is planned again."""
         record = snapshot.record
-        self.key, self.epoch, self.number = record.trace, record.epoch, 0
+        self.key, self.epoch, self._rev, self.number = record.trace, record.epoch, record.rev, 0
         self.step, self._marks, self._messages = snapshot.step, snapshot.marks, snapshot.counts.messages
         self.generation, self.generation_step = snapshot.generation, snapshot.generation_step
         self.elapsed, self.tokens = snapshot.elapsed, (snapshot.tokens_in, snapshot.tokens_out)
@@ -190,7 +192,9 @@ class Plan(Delivery):
         self.tokens = (self.tokens[0] + output.tokens[0], self.tokens[1] + output.tokens[1])
         attempt = activation.attempts + 1
         self._end(delta, activation, ended_at, duration_ms, attempt=attempt, status=output.status)
-        bodies = [captured, *(Captured(body) for _, body in output.sends or ())]
+        bodies = [captured]
+        if output.sends:
+            bodies += (Captured(body) for _, body in output.sends)
         if undecided is not None:
             self._leave_undecided(delta, activation, captured)
             self._blame(activation.node, undecided)
@@ -343,14 +347,17 @@ class Plan(Delivery):
         if self.history is not None:
             self.history += (row for row in draft.messages if row.history)
             self.visited += (row.node for row in draft.steps)
-        self._arrivals.update(row.activation for row in draft.arrivals)
-        for seq in draft.ended:
-            del self._arrivals[seq]  # a Counter does not mind where there is none
+        if draft.arrivals:
+            self._arrivals.update(row.activation for row in draft.arrivals)
+        if self._arrivals:
+            for seq in draft.ended:
+                del self._arrivals[seq]  # a Counter does not mind where there is none
         self.number += 1
         return Delta(
             trace=self.key,
             epoch=self.epoch,
             number=self.number,
+            rev=self._rev + self.number,
             step=self.step,
             status=self.status,
             node=draft.node,

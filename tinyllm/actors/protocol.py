@@ -160,11 +160,13 @@ class Open:
 
 @attrs.frozen(eq=False)
 class Stepped:
-    """`forced`: somebody waits for it (an end, a failure, an `effects` node), whatever the interval."""
+    """`forced`: somebody waits for it (an end, a failure, an `effects` node), whatever the interval. `hurry`: the
+    scheduler is not to wait for more to hand over with it."""
 
     trace_id: str
     delta: Delta
     forced: bool
+    hurry: bool = True
 
 
 @attrs.frozen(eq=False)
@@ -175,8 +177,17 @@ class Close:
     release: Write | None = None
     answer: Answer | None = None
 
+    @property
+    def hurry(self) -> bool:
+        return self.release is not None
+
 
 ScheduleMessage = Open | Stepped | Close
+
+
+@attrs.frozen
+class Hurry:
+    """Somebody waits for what is in the mailbox."""
 
 
 # -- to the StorageWriter --------------------------------------------------------------------------------------

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 import attrs
 
 from tinyllm.actors.joins import Joins
 from tinyllm.errors import NodeError
-from tinyllm.graph.conditions import Condition, compile_condition, environment
+from tinyllm.graph.conditions import compile_condition, environment
 from tinyllm.graph.definition import END, Graph, Node
 from tinyllm.graph.ids import causal_id
 from tinyllm.graph.payload import Captured
@@ -32,6 +31,10 @@ class Route:
     """Which of the result's bodies travels: 0 is the value itself, the others are its sends."""
     item: int | None = None
     index: int | None = None
+
+
+compiled = lru_cache(maxsize=1024)(compile_condition)
+"""Conditions, for all traces of a process."""
 
 
 class Names:
@@ -55,7 +58,6 @@ class Router:
         self._graph = graph
         self._generation = generation
         self._joins = joins
-        self._conditions: dict[str, Condition] = {}
 
     def entries(self) -> list[Route]:
         """Where the task arrives."""
@@ -99,11 +101,8 @@ class Router:
     ) -> tuple[list[Route], frozenset[str]]:
         routes: list[Route] = []
         awaited: frozenset[str] = frozenset()
-        between: Counter[str] = Counter()
-        for edge in self._graph.outgoing[node.id]:
-            label = f"{node.id}->{edge.to_node}:{between[edge.to_node]}"
-            between[edge.to_node] += 1
-            if edge.condition is not None and not self._condition(edge.condition).holds(names.all):
+        for edge, label in self._graph.labelled[node.id]:
+            if edge.condition is not None and not compiled(edge.condition).holds(names.all):
                 continue
             if not edge.for_each:
                 routes.append(Route(edge.to_node, self._id(cause, label, 0)))
@@ -131,11 +130,6 @@ class Router:
             raise NodeError(
                 node.id, f"{what} {width:,} activations, more than the {FAN_OUT_CAP:,} allowed; send batches of items"
             )
-
-    def _condition(self, source: str) -> Condition:
-        if source not in self._conditions:
-            self._conditions[source] = compile_condition(source)
-        return self._conditions[source]
 
     def _id(self, cause: bytes, edge: str, ordinal: int) -> bytes:
         return causal_id(self._generation, cause, edge, ordinal)

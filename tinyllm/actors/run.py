@@ -10,6 +10,7 @@ from contextlib import suppress
 from typing import assert_never
 
 import anyio
+import anyio.lowlevel
 from anyio.streams.memory import MemoryObjectSendStream
 
 from tinyllm.actors import events
@@ -18,7 +19,7 @@ from tinyllm.actors.alarms import Alarm, Alarms
 from tinyllm.actors.dispatch import CREDIT, Dispatch, Durability, concurrency
 from tinyllm.actors.heard import Heard
 from tinyllm.actors.ledger import Ledger
-from tinyllm.actors.mailbox import post, reply, take
+from tinyllm.actors.mailbox import Journal, post, reply, take
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import (
     Answer,
@@ -36,7 +37,6 @@ from tinyllm.actors.protocol import (
     Refused,
     RunMessage,
     RunNode,
-    ScheduleMessage,
     Started,
     Stepped,
     Stop,
@@ -44,9 +44,9 @@ from tinyllm.actors.protocol import (
 )
 from tinyllm.actors.telling import Telling
 from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
-from tinyllm.graph.ids import activation_id
 from tinyllm.nodes.call import Call, failure
 from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
+from tinyllm.storage.thread import loop_clock
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +55,9 @@ DRAIN_SECONDS = 30.0
 
 GRACE_SECONDS = 10.0
 """How long a cancelled run waits for its nodes to end, and for what it handed over to be written."""
+
+DEAR_MS = 2.0
+"""What took longer is written without delay: lingering saves less than it could lose."""
 
 LEASE_POLL_SECONDS = 1.0
 """How often a run that may start nothing, because its lease is nearly over, looks whether it was renewed."""
@@ -73,7 +76,7 @@ class Run:
         plan: Plan,
         nodes: Mapping[str, MemoryObjectSendStream[NodeMessage]],
         *,
-        journal: MemoryObjectSendStream[ScheduleMessage] | None,
+        journal: Journal | None,
         rev: int = 0,
         opening: Sequence[Delta] = (),
         durability: Durability,
@@ -82,7 +85,7 @@ class Run:
         stopped: bool = False,
         may_start: Callable[[], bool],
         high_water: HighWater | None,
-        emit: Callable[[events.Event], None],
+        emit: Callable[[events.Event], None] | None,
     ) -> None:
         self._plan = plan
         self._nodes = nodes
@@ -91,6 +94,7 @@ class Run:
         self._opening = opening
         self._fail_fast = fail_fast
         self._exits = durability == "exit"
+        self._merges = merges
         self._may_start = may_start
         self._high_water = high_water
         self._telling = Telling(plan, emit)
@@ -106,6 +110,10 @@ class Run:
         self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
         self._refusal: Exception | None = None
         self._failing = False
+        self._clock: Callable[[], float]
+        """The event loop's, in seconds."""
+        self._dear = False
+        """Something that took its time is handed over and perhaps not written yet."""
         self._heard = Heard()
         self._ledger = Ledger(plan.versions, plan.step)
         self.failure: BaseException | None = None
@@ -123,21 +131,24 @@ class Run:
         """
         plan, dispatch = self._plan, self._dispatch
         with self.address, self._inbox:
-            self._alarms.begin(anyio.current_time())
+            self._clock = loop_clock()
+            self._alarms.begin(self._clock())
             if self._journal is not None:
-                await post(self._journal, Open(plan.trace_id, plan.key, self._rev, self.address))
+                await self._journal.post(Open(plan.trace_id, plan.key, self._rev, self.address))
             try:
                 self._dispatch_planned()
                 for delta in self._opening:
                     await self._hand(delta, forced=True)
                 if plan.status == "running" and (woken := plan.wake()):
                     await self._hand(woken, forced=True)
-                if (alarm := self._alarms.next()) is not None and alarm[0] <= anyio.current_time():
+                if (alarm := self._alarms.next()) is not None and alarm[0] <= self._clock():
                     await self._ring(alarm[1])
                 self._stop_if_failed()
                 while True:
                     if not dispatch.running and plan.status == "running":
                         await self._close_if_over()
+                    if self._dear:
+                        await self._let_it_be_written()
                     await self._start()
                     if self._over():
                         break
@@ -174,7 +185,7 @@ class Run:
         self._alarms.retry_at = self._dispatch.next_due
         due, alarm = self._alarms.next() or (None, None)
         messages = await take(self._inbox, due)
-        self._plan.elapsed = self._alarms.elapsed(anyio.current_time())
+        self._plan.elapsed = self._alarms.elapsed(self._clock())
         for message in messages:
             await self._handle(message)
         if not messages and alarm is not None:
@@ -200,16 +211,16 @@ class Run:
 
     async def _handle(self, message: RunMessage) -> None:
         match message:
-            case Started():
-                self._dispatch.started(message.seq)
-            case Deferred():
-                self._dispatch.loop_was_blocked()
-                self._dispatch.deferred(message.seq)
             case Finished() | Progressed():
                 if self._refusal is None and not self._dispatch.has_credit:
                     self._held.append(message)
                 else:
                     await self._take_in(message)
+            case Started():
+                self._dispatch.started(message.seq)
+            case Deferred():
+                self._dispatch.loop_was_blocked()
+                self._dispatch.deferred(message.seq)
             case Failed():
                 await self._failed(message)
             case Paused():
@@ -235,7 +246,7 @@ class Run:
                 if isinstance(message.error, OwnershipLost):
                     await self._cancel_running()  # the other owner runs the same nodes already
                 else:
-                    self._alarms.drain_at = anyio.current_time() + DRAIN_SECONDS
+                    self._alarms.drain_at = self._clock() + DRAIN_SECONDS
             case Told():
                 if self._refusal is None and self._plan.status == "running":
                     await self._obey(message.commands)
@@ -265,6 +276,7 @@ class Run:
             await self._failed(Failed(message.seq, failure(node, error, function), error, message.duration_ms))
             return
         activation = self._dispatch.ended(message.seq)
+        self._dear = self._dear or message.duration_ms > DEAR_MS
         await self._hand(delta, forced=plan.status != "running")
         if message.blocked:
             self._dispatch.loop_was_blocked()
@@ -327,7 +339,7 @@ class Run:
         if self._plan.error is not None and not self._failing:
             self._failing = self._dispatch.stopped = True
             self._alarms.limited = False
-            self._alarms.drain_at = anyio.current_time() + (0.0 if self._fail_fast else DRAIN_SECONDS)
+            self._alarms.drain_at = self._clock() + (0.0 if self._fail_fast else DRAIN_SECONDS)
 
     async def _hand(self, delta: Delta, *, forced: bool) -> None:
         """Hand a delta over. From here on it cannot change."""
@@ -341,13 +353,24 @@ class Run:
         if self._journal is None:
             self._acknowledge(delta.number, delta.step)
         else:
-            await post(self._journal, Stepped(self._plan.trace_id, delta, forced))
+            hurry = forced or self._dispatch.hurries or (self._dear and not self._merges)
+            await self._journal.post(Stepped(self._plan.trace_id, delta, forced, hurry), hurry=hurry)
         self._telling.planned(planned)
+
+    async def _let_it_be_written(self) -> None:
+        """Let the scheduler and the writer have their turns (one each, and one to be woken) before something starts
+        that may never give the loop back."""
+        self._dear = False
+        if self._journal is not None:
+            for _ in range(3):
+                await anyio.lowlevel.checkpoint()
 
     def _dispatch_planned(self) -> list[Activation]:
         planned = self._plan.take_planned()
-        waits = any(activation.due is not None for activation in planned)  # else no clock matters
-        self._dispatch.add(planned, utc=time.time() if waits else 0.0, now=anyio.current_time() if waits else 0.0)
+        if any(activation.due is not None for activation in planned):
+            self._dispatch.add(planned, utc=time.time(), now=self._clock())
+        else:  # no clock matters
+            self._dispatch.add(planned, utc=0.0, now=0.0)
         return planned
 
     def _acknowledge(self, number: int, step: int) -> None:
@@ -360,19 +383,12 @@ class Run:
 
     async def _start(self) -> None:
         plan, dispatch = self._plan, self._dispatch
-        held_back = False
-
-        def may_start() -> bool:
-            nonlocal held_back
-            held_back = not self._may_start()
-            return not held_back
-
-        while (activation := dispatch.next(may_start)) is not None:
+        while (activation := dispatch.next(self._may_start)) is not None:
             node = self._nodes[activation.node]
             call = Call(
                 plan.trace_id,
                 activation.node,
-                activation_id(plan.trace_id, activation.id),
+                activation.id,
                 activation.attempts + 1,
                 activation.input,
                 activation.sources,
@@ -388,8 +404,8 @@ class Run:
                 dispatch.stopped = True
                 break
             self._telling.started(activation.node)
-        if held_back and self._alarms.look_at is None:
-            self._alarms.look_at = anyio.current_time() + LEASE_POLL_SECONDS
+        if dispatch.held_back and self._alarms.look_at is None:
+            self._alarms.look_at = self._clock() + LEASE_POLL_SECONDS
         if self._high_water is not None and self._refusal is None:
             self._high_water.note(plan.step, len(dispatch.running))
 
@@ -421,14 +437,14 @@ class Run:
         """The store refused something: the trace stays ours, and its mark tells the next owner how much was lost."""
         return self._refusal is not None and not isinstance(self._refusal, OwnershipLost)
 
-    async def _let_go(self, journal: MemoryObjectSendStream[ScheduleMessage]) -> None:
+    async def _let_go(self, journal: Journal) -> None:
         """Hear what became of all that was handed over, and own the trace no longer."""
         plan = self._plan
         if (plan.status in UNOWNED and self._dispatch.settled) or self._refusal is not None:
-            await post(journal, Close(plan.trace_id))
+            await journal.post(Close(plan.trace_id))
             return
         answer = Answer()
-        await post(journal, Close(plan.trace_id, Release(plan.key, plan.epoch), answer))
+        await journal.post(Close(plan.trace_id, Release(plan.key, plan.epoch), answer), hurry=True)
         try:
             await answer.wait()
         except Exception as error:

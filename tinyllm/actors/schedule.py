@@ -64,9 +64,11 @@ class TraceSchedule:
 
     def stepped(self, delta: Delta, forced: bool, now: float) -> list[Effect]:
         policy = self._policy
+        if not policy.merges:
+            return self._write(delta, now)
         self._pending = delta if self._pending is None else merge(self._pending, delta)
         due = self.due_at
-        if forced or not policy.merges or self._pending.size > MERGED_BYTES or (due is not None and now >= due):
+        if forced or self._pending.size > MERGED_BYTES or (due is not None and now >= due):
             return self.flush(now)
         return []
 
@@ -74,9 +76,15 @@ class TraceSchedule:
         """Write what waits."""
         if self._pending is None:
             return []
+        delta, self._pending = self._pending, None
+        return self._write(delta, now)
+
+    def _write(self, delta: Delta, now: float) -> list[Effect]:
         self._rev += 1
         self._extra += 1
-        delta, self._pending, self._written_at = attrs.evolve(self._pending, rev=self._rev), None, now
+        self._written_at = now
+        if delta.rev != self._rev:  # the plan does not know what was merged
+            delta = attrs.evolve(delta, rev=self._rev)
         over = self._extra > 0 and delta.status in UNOWNED
         if over or self._extra >= PRUNE_SLACK:
             self._extra = 0

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import assert_never
 
 import anyio
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from tinyllm.actors.mailbox import post, take
-from tinyllm.actors.protocol import Ask, Close, Open, PruneDue, Put, ScheduleMessage, Stepped, WriteMessage
+from tinyllm.actors.mailbox import drain, post, take
+from tinyllm.actors.protocol import Ask, Close, Hurry, Open, PruneDue, Put, ScheduleMessage, Stepped, WriteMessage
 from tinyllm.actors.schedule import Effect, Policy, PruneNow, TraceSchedule, WriteNow
+
+LINGER_SECONDS = 0.002
+"""How long deltas that nobody waits for gather before they are taken: to wake two actors and to commit for each would
+cost more than a small node. What a crash can cost a trace is bounded by its credit all the same."""
 
 
 class CheckpointScheduler:
-    """Between all runs of a process and the writer.
+    """Between all runs of a process and the writer. `bell` rings while it lingers, for what cannot wait.
 
     It ends when every sender has closed, never by cancellation: what was handed over is written. `shield` is the scope
     it runs in; whoever shuts it down sets its deadline.
@@ -24,29 +29,41 @@ class CheckpointScheduler:
         self,
         policy: Policy,
         inbox: MemoryObjectReceiveStream[ScheduleMessage],
+        bell: MemoryObjectReceiveStream[Hurry],
         writer: MemoryObjectSendStream[WriteMessage],
         shield: anyio.CancelScope,
     ) -> None:
         self._policy = policy
         self._inbox = inbox
+        self._bell = bell
         self._writer = writer
         self._shield = shield
         self._traces: dict[str, tuple[Open, TraceSchedule]] = {}
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
-        with self._shield, self._inbox, self._writer:
+        with self._shield, self._inbox, self._bell, self._writer:
             task_status.started()
             while True:
                 try:
                     messages = await take(self._inbox, self._next_due())
                 except anyio.EndOfStream:
                     break
+                await self._linger(messages)
+                now = anyio.current_time()
                 for message in messages:
-                    await self._handle(message)
+                    await self._handle(message, now)
                 await self._write_due()
 
-    async def _handle(self, message: ScheduleMessage) -> None:
-        now = anyio.current_time()
+    async def _linger(self, messages: list[ScheduleMessage]) -> None:
+        """Let more come, if nobody waits for what is there; the bell may have rung for that."""
+        hurries = any(message.hurry for message in messages if isinstance(message, Stepped | Close))
+        drain(self._bell, [])
+        if not hurries and messages:
+            with anyio.move_on_after(LINGER_SECONDS), suppress(anyio.EndOfStream):
+                await self._bell.receive()
+            drain(self._inbox, messages)
+
+    async def _handle(self, message: ScheduleMessage, now: float) -> None:
         match message:
             case Open():
                 self._traces[message.trace_id] = message, TraceSchedule(self._policy, message.rev, now)

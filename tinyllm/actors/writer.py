@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import assert_never
 
@@ -103,17 +104,30 @@ class StorageWriter:
         except Exception as error:  # of whatever kind: those who wait must hear of it
             outcomes = [error] * len(writes)
             logger.error("%s: a commit of %d writes failed: %s", self._storage.name, len(writes), error)
-        for item, outcome in zip(batch, outcomes, strict=False):
-            self._tell(item, outcome)
+        self._tell_all(zip(batch, outcomes, strict=False))
         if pruned is not None:
             self._pruned(pruned, outcomes[-1])
 
-    def _tell(self, item: Put | Ask, outcome: Outcome) -> None:
+    def _tell_all(self, told: Iterable[tuple[Put | Ask, Outcome]]) -> None:
+        """Tell those who wait, in order; of several deltas of a trace, that the last is durable."""
+        durable: dict[str, Put] = {}
+        for item, outcome in told:
+            if isinstance(item, Put) and not isinstance(outcome, Exception):
+                durable[item.trace_id] = item
+                continue
+            if (last := durable.pop(item.trace_id, None)) is not None:
+                self._tell_durable(last)
+            self._tell(item, outcome)
+        for last in durable.values():
+            self._tell_durable(last)
+
+    def _tell_durable(self, item: Put) -> None:
+        reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+
+    def _tell(self, item: Put | Ask, outcome: Outcome | Exception) -> None:
         if isinstance(item, Ask):
             item.answer.settle(outcome)
-        elif not isinstance(outcome, Exception):
-            reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
-        else:
+        elif isinstance(outcome, Exception):
             reply(item.reply, Refused(outcome))
             for waiting in self._queue.drop(item.trace_id):  # a gap would follow
                 if isinstance(waiting, Ask):

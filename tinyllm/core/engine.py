@@ -13,12 +13,13 @@ from anyio.streams.memory import MemoryObjectSendStream
 from tinyllm.actors.commands import CommandReader
 from tinyllm.actors.events import Event
 from tinyllm.actors.lease import LeaseKeeper
-from tinyllm.actors.mailbox import post, reply
+from tinyllm.actors.mailbox import Journal, post, reply
 from tinyllm.actors.node_executor import Loop, NodeExecutor
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import (
     Answer,
     Ask,
+    Hurry,
     Look,
     NodeMessage,
     ReadMessage,
@@ -72,7 +73,7 @@ class Engine:
         self._deps = deps
         self._on_event = on_event
         self._nodes: dict[str, MemoryObjectSendStream[NodeMessage]] = {}
-        self._journal: MemoryObjectSendStream[ScheduleMessage] | None = None
+        self._journal: Journal | None = None
         self._writer: MemoryObjectSendStream[WriteMessage] | None = None
         self._reader: MemoryObjectSendStream[ReadMessage] | None = None
         self._keeper: LeaseKeeper | None = None
@@ -131,10 +132,12 @@ class Engine:
         if self.storage is not None:
             shields.extend(anyio.CancelScope(shield=True) for _ in range(2))
             self._writer, to_write = anyio.create_memory_object_stream[WriteMessage](MAILBOX)
-            self._journal, to_schedule = anyio.create_memory_object_stream[ScheduleMessage](MAILBOX)
+            schedule, to_schedule = anyio.create_memory_object_stream[ScheduleMessage](MAILBOX)
+            ring, bell = anyio.create_memory_object_stream[Hurry](1)
+            self._journal = Journal(schedule, ring)
             keep = self.config.max_checkpoints_per_trace
             writer = StorageWriter(self.storage, to_write, shields[0], keep=keep)
-            scheduler = CheckpointScheduler(self.config.policy, to_schedule, self._writer.clone(), shields[1])
+            scheduler = CheckpointScheduler(self.config.policy, to_schedule, bell, self._writer.clone(), shields[1])
             self._reader, to_read = anyio.create_memory_object_stream[ReadMessage](MAILBOX)
             reader = CommandReader(self.storage, self.owner_id or "", to_read)
             actors.start_soon(reader.run, name="command reader")
@@ -265,7 +268,7 @@ class Engine:
             stopped=stopped,
             may_start=_always if keeper is None else keeper.may_start,
             high_water=self._high_water(plan),
-            emit=self.emit,
+            emit=None if self._on_event is None else self.emit,
         )
         running = Running(run)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
@@ -155,6 +156,19 @@ class Graph:
         for edge in self.edges:
             edges[edge.from_node].append(edge)
         return {node: tuple(leaving) for node, leaving in edges.items()}
+
+    @cached_property
+    def labelled(self) -> Mapping[str, tuple[tuple[Edge, str], ...]]:
+        """`outgoing`, with what names each edge in the ids of what it causes."""
+        found = {}
+        for node, edges in self.outgoing.items():
+            between: Counter[str] = Counter()
+            labels = []
+            for edge in edges:
+                labels.append((edge, f"{node}->{edge.to_node}:{between[edge.to_node]}"))
+                between[edge.to_node] += 1
+            found[node] = tuple(labels)
+        return found
 
     @cached_property
     def successors(self) -> Mapping[str, frozenset[str]]:

@@ -91,6 +91,9 @@ def decode_error(body: bytes) -> ErrorInfo:
     return ErrorInfo(**restore(body))
 
 
+_UNREAD = object()
+
+
 class Captured:
     """One captured payload: its bytes are the truth, its object is decoded once, when first read, and lent to all
     readers. (Two threads may both decode it at first; either object is as good.)
@@ -98,12 +101,13 @@ class Captured:
     Parts and items are made from bytes as well, never from an object that was lent: a reader may have changed that.
     """
 
-    __slots__ = ("_body", "_items", "_payload", "parts")
+    __slots__ = ("_body", "_items", "_payload", "_value", "parts")
 
     def __init__(self, body: bytes | None = None, *, parts: tuple[Captured, ...] | None = None) -> None:
         self._body = body
         self._items: list[Captured] | None = None
         self._payload: MessagePayload | None = None
+        self._value: Any = _UNREAD
         self.parts = parts
         """What a join received: its value is the list of theirs."""
 
@@ -129,13 +133,20 @@ class Captured:
             if self.parts is not None:
                 self._payload = MessagePayload(structured=[part.value for part in self.parts])
             else:
-                assert self._body is not None
-                self._payload = decode_payload(self._body)
+                body = payload_of(self.body)
+                # The object that is lent is one, whether as a value or in a payload.
+                self._payload = decode_payload(body) if body.startswith(_TAG) else MessagePayload.of(self.value)
         return self._payload
 
     @property
     def value(self) -> Any:
-        return self.payload.value
+        if self._value is _UNREAD:
+            body = self._body
+            if self.parts is not None or body is None or body.startswith((_TAG, _WHOLE)):
+                self._value = self.payload.value
+            else:  # as nearly always; a payload costs more than many values
+                self._value = restore(body)
+        return self._value
 
     @property
     def digest(self) -> str:

@@ -17,7 +17,7 @@ import anyio.from_thread
 import attrs
 
 from tinyllm.errors import NodeError, TinyLLMError, ValueMutated, ValueNotStorable
-from tinyllm.graph.ids import idempotency_key
+from tinyllm.graph.ids import activation_id, idempotency_key
 from tinyllm.graph.messages import ErrorInfo, Message
 from tinyllm.graph.node import NodeFunction, Pause, Result, Send
 from tinyllm.graph.payload import Captured, encode_payload
@@ -41,7 +41,8 @@ class Call:
 
     trace_id: str
     node_id: str
-    activation: bytes
+    causal: bytes
+    """The activation's causal id."""
     attempt: int
     input: Captured
     sources: tuple[tuple[int, str], ...]
@@ -50,6 +51,11 @@ class Call:
     progress: bytes | None = None
     asked: tuple[Asked, ...] = ()
     """What it asked in earlier starts, with the answers."""
+
+    @property
+    def activation(self) -> bytes:
+        """The activation's id. Made when somebody asks: most nodes do not."""
+        return activation_id(self.trace_id, self.causal)
 
 
 @attrs.frozen
@@ -208,8 +214,11 @@ class Caller:
         if self._debug:
             _check_unchanged(prepared)
         node_id = prepared.call.node_id
-        sets = {} if prepared.context is None else dict(prepared.context.sets)
-        tokens = (0, 0) if prepared.context is None else prepared.context.tokens
+        sets: dict[str, Any] = {}
+        tokens = (0, 0)
+        if prepared.context is not None:
+            sets.update(prepared.context.sets)
+            tokens = prepared.context.tokens
         goto: tuple[str, ...] | None = None
         status: str | None = None
         if isinstance(returned, Result):
@@ -220,7 +229,7 @@ class Caller:
             if returned.goto is not None:
                 goto = (returned.goto,) if isinstance(returned.goto, str) else tuple(returned.goto)
             returned = returned.value
-        captured = tuple(capture_variables(sets, f"nodes.{node_id}: set").items())
+        captured = tuple(capture_variables(sets, f"nodes.{node_id}: set").items()) if sets else ()
         if isinstance(returned, list) and any(isinstance(item, Send) for item in returned):
             if goto is not None or not all(isinstance(item, Send) for item in returned):
                 raise NodeError(

@@ -10,10 +10,10 @@ import anyio
 
 from tests.actors.graphs import now
 from tests.actors.stores import Noting
-from tinyllm.actors.dispatch import Durability
+from tinyllm.actors.dispatch import Bounds, Durability
 from tinyllm.actors.events import Event
 from tinyllm.actors.mailbox import Journal
-from tinyllm.actors.node_executor import Loop, NodeExecutor
+from tinyllm.actors.node_executor import NodeExecutor
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import Hurry, NodeMessage, ScheduleMessage, WriteMessage
 from tinyllm.actors.run import Run
@@ -32,7 +32,7 @@ class Rig:
         self.store = store
         self.policy = policy
         self.events: list[Event] = []
-        self.nodes: dict[str, Any] = {}
+        self.nodes: Any = None
         self.journal: Any = None
         self.rev = 0
 
@@ -69,6 +69,7 @@ class Rig:
         return Run(
             plan,
             self.nodes,
+            Bounds(self.graph),
             journal=self.journal,
             rev=self.rev,
             durability=self.policy.durability,
@@ -103,11 +104,10 @@ async def rig(
     async with anyio.create_task_group() as actors:
         await actors.start(StorageWriter(made.store, write_inbox, shields[0], keep=100).run)
         await actors.start(CheckpointScheduler(policy, schedule_inbox, bell, to_writer.clone(), shields[1]).run)
-        for node in graph.nodes.values():
-            made.nodes[node.id], inbox = anyio.create_memory_object_stream[NodeMessage](mailbox)
-            await actors.start(NodeExecutor(graph, node, inbox, loop=Loop(), deps=None, debug_mutation=True).run)
+        made.nodes, inbox = anyio.create_memory_object_stream[NodeMessage](mailbox)
+        await actors.start(NodeExecutor(graph, inbox, deps=None, debug_mutation=True).run)
         try:
             yield made
         finally:
-            for outbox in (*made.nodes.values(), made.journal, to_writer):
+            for outbox in (made.nodes, made.journal, to_writer):
                 outbox.close()

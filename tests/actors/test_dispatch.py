@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.actors.graphs import Hand, shape
-from tinyllm.actors.dispatch import CREDIT, IN_LOOP, IN_THREAD, Dispatch, Durability
+from tinyllm.actors.dispatch import CREDIT, IN_LOOP, IN_THREAD, Bounds, Dispatch, Durability
 from tinyllm.graph.definition import Graph
 from tinyllm.graph.node import node
 
@@ -33,7 +33,7 @@ def dispatch(
 ) -> tuple[Dispatch, Hand]:
     """What is ready after `a` has fanned out into `items`; its delta is handed over and not durable."""
     hand = Hand(graph)
-    made = Dispatch(graph, durability, recorded=recorded, merges=merges)
+    made = Dispatch(Bounds(graph), durability, recorded=recorded, merges=merges)
     hand.finish("a", list(range(items)))
     hand.plan.take_planned()
     made.add(hand.plan.activations.values(), utc=0.0, now=0.0)
@@ -89,7 +89,7 @@ def test_in_exit_mode_a_node_with_effects_does_not_wait() -> None:
 
 def test_what_a_restored_trace_runs_is_durable_already() -> None:
     graph = shape("a -> b", functions={"a": acting, "b": sync})
-    made = Dispatch(graph, "sync", recorded=True, merges=False)
+    made = Dispatch(Bounds(graph), "sync", recorded=True, merges=False)
     made.add(Hand(graph).plan.activations.values(), utc=0.0, now=0.0)
     assert starts(made) == ["a"]
 

@@ -17,7 +17,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from tests.actors import functions
 from tests.actors.graphs import shape
-from tinyllm.actors.node_executor import BLOCKED_MS, Loop, NodeExecutor
+from tinyllm.actors.node_executor import BLOCKED_MS, NodeExecutor
 from tinyllm.actors.protocol import (
     Cancelled,
     CancelNode,
@@ -109,7 +109,7 @@ async def executing(function: Any, *, callers: int = 1, deps: Any = None, **keys
     made = [Caller(send) for _ in range(callers)]
     try:
         async with anyio.create_task_group() as tasks:
-            executor = NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=deps, debug_mutation=True)
+            executor = NodeExecutor(graph, receive, deps=deps, debug_mutation=True)
             await tasks.start(executor.run)
             with send:
                 yield made[0] if callers == 1 else made
@@ -361,9 +361,7 @@ async def test_when_everything_is_cancelled_every_attempt_is_answered() -> None:
     send, receive = anyio.create_memory_object_stream[NodeMessage](1000)
     caller = Caller(send)
     async with anyio.create_task_group() as tasks:
-        await tasks.start(
-            NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=None, debug_mutation=True).run
-        )
+        await tasks.start(NodeExecutor(graph, receive, deps=None, debug_mutation=True).run)
         caller.run(1, tells=True)
         await anyio.wait_all_tasks_blocked()
         caller.run(2)
@@ -386,7 +384,7 @@ async def test_it_ends_when_its_senders_have_closed_and_the_last_attempt_has_end
     caller, ended = Caller(send), anyio.Event()
 
     async def serve() -> None:
-        await NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=None, debug_mutation=True).run()
+        await NodeExecutor(graph, receive, deps=None, debug_mutation=True).run()
         ended.set()
 
     async with anyio.create_task_group() as tasks:
@@ -595,4 +593,4 @@ async def test_an_annotation_that_nothing_fits_into_is_refused_when_the_executor
     graph = shape("a -> b", functions={"a": odd})
     send, receive = anyio.create_memory_object_stream[NodeMessage](1)
     with send, receive, pytest.raises(TypeError):
-        NodeExecutor(graph, graph.nodes["a"], receive, loop=Loop(), deps=None, debug_mutation=False)
+        NodeExecutor(graph, receive, deps=None, debug_mutation=False)

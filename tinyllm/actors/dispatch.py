@@ -20,6 +20,19 @@ IN_LOOP, IN_THREAD = 64, 16
 """Activations of one node that one trace runs at once, where the node does not say: threads are dearer than waiting."""
 
 
+class Bounds:
+    """What of a graph's nodes decides when they may start: the same for all traces."""
+
+    def __init__(self, graph: Graph) -> None:
+        self.in_loop = frozenset(node.id for node in graph.nodes.values() if is_in_loop(graph, node))
+        self.effects = frozenset(node.id for node in graph.nodes.values() if graph.has_effects(node))
+        self.at_once = {node.id: concurrency(graph, node) for node in graph.nodes.values()}
+        """Activations of each node that one trace runs at once."""
+        self.all_at_once = graph.limits.max_concurrency
+        self.most = sum(self.at_once.values())
+        """Activations that can run at once at all."""
+
+
 class Dispatch:
     """What is ready, what runs, and the three gates between them.
 
@@ -37,8 +50,8 @@ class Dispatch:
     would otherwise be followed by its siblings before anybody could record that it has finished.
     """
 
-    def __init__(self, graph: Graph, durability: Durability, *, recorded: bool, merges: bool) -> None:
-        self._graph = graph
+    def __init__(self, bounds: Bounds, durability: Durability, *, recorded: bool, merges: bool) -> None:
+        self._bounds = bounds
         self._sync = recorded and durability == "sync"
         self._commits_output = recorded and durability != "exit"
         self._merges = merges
@@ -55,10 +68,6 @@ class Dispatch:
         self.stopped = False
         self.held_back = False
         """Whether something might start, and is not to because the lease is nearly over."""
-        self._in_loop = {n.id: is_in_loop(graph, n) for n in graph.nodes.values()}
-        self._effects = {n.id: graph.has_effects(n) for n in graph.nodes.values()}
-        self._cap = {n.id: concurrency(graph, n) for n in graph.nodes.values()}
-        self._most = graph.limits.max_concurrency
         self._later: list[tuple[float, int, Activation]] = []
         """A heap of what is not due yet."""
 
@@ -111,14 +120,15 @@ class Dispatch:
         self.held_back = False
         if self.stopped or not self._ready or not self.has_credit or (self._sync and self.durable < self.handed):
             return None
-        if self._most is not None and len(self.running) >= self._most:
+        bounds = self._bounds
+        if bounds.all_at_once is not None and len(self.running) >= bounds.all_at_once:
             return None
         for node, queue in self._ready.items():
-            if self._running_of[node] >= self._cap[node]:
+            if self._running_of[node] >= bounds.at_once[node]:
                 continue
-            if self._in_loop[node] and (self._starting is not None or self.durable < self._awaited):
+            if node in bounds.in_loop and (self._starting is not None or self.durable < self._awaited):
                 continue
-            if self._commits_output and self._effects[node] and queue[0].born > self.durable:
+            if self._commits_output and node in bounds.effects and queue[0].born > self.durable:
                 continue
             if not may_start():
                 self.held_back = True
@@ -129,18 +139,19 @@ class Dispatch:
                 self._ready[node] = queue
             self.running[activation.seq] = activation
             self._running_of[node] += 1
-            if self.careful and self._in_loop[node]:
+            if self.careful and node in bounds.in_loop:
                 self._starting = activation.seq
             return activation
         return None
 
     def rests_on_durable(self, node: str) -> bool:
         """Whether what `node` does must rest on durable results alone."""
-        return self._commits_output and self._effects[node]
+        return self._commits_output and node in self._bounds.effects
 
     def needs_durable(self, planned: Iterable[Activation]) -> bool:
         """Whether some of `planned` wait for their delta."""
-        return self._commits_output and any(self._effects[activation.node] for activation in planned)
+        effects = self._bounds.effects
+        return bool(effects) and self._commits_output and any(activation.node in effects for activation in planned)
 
     def loop_was_blocked(self) -> None:
         """A node blocked the loop until it ended."""

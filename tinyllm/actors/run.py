@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import assert_never
 
@@ -16,7 +16,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 from tinyllm.actors import events
 from tinyllm.actors.activation import Activation
 from tinyllm.actors.alarms import Alarm, Alarms
-from tinyllm.actors.dispatch import CREDIT, Dispatch, Durability, concurrency
+from tinyllm.actors.dispatch import CREDIT, Bounds, Dispatch, Durability
 from tinyllm.actors.heard import Heard
 from tinyllm.actors.ledger import Ledger
 from tinyllm.actors.mailbox import Journal, post, reply, take
@@ -74,7 +74,8 @@ class Run:
     def __init__(
         self,
         plan: Plan,
-        nodes: Mapping[str, MemoryObjectSendStream[NodeMessage]],
+        nodes: MemoryObjectSendStream[NodeMessage],
+        bounds: Bounds,
         *,
         journal: Journal | None,
         rev: int = 0,
@@ -98,13 +99,12 @@ class Run:
         self._may_start = may_start
         self._high_water = high_water
         self._telling = Telling(plan, emit)
-        self._dispatch = Dispatch(plan.graph, durability, merges=merges, recorded=journal is not None)
+        self._dispatch = Dispatch(bounds, durability, merges=merges, recorded=journal is not None)
         self._dispatch.stopped = stopped
         # All that can be under way at once: a start, saved progress and an end for each activation that may run, an
         # acknowledgement for each delta that may be open, and a few for what is written unasked. So nobody who answers
         # waits. (Commands are told only while the few have room.)
-        running = sum(concurrency(plan.graph, node) for node in plan.graph.nodes.values())
-        self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](3 * running + CREDIT + 16)
+        self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](3 * bounds.most + CREDIT + 16)
         self._held: deque[Finished | Progressed] = deque()
         """What waits for credit."""
         self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
@@ -384,7 +384,6 @@ class Run:
     async def _start(self) -> None:
         plan, dispatch = self._plan, self._dispatch
         while (activation := dispatch.next(self._may_start)) is not None:
-            node = self._nodes[activation.node]
             call = Call(
                 plan.trace_id,
                 activation.node,
@@ -398,7 +397,7 @@ class Run:
                 activation.asked,
             )
             try:
-                await post(node, RunNode(activation.seq, call, self.address, dispatch.careful))
+                await post(self._nodes, RunNode(activation.seq, call, self.address, dispatch.careful))
             except (anyio.BrokenResourceError, anyio.ClosedResourceError):  # those who run the nodes are closing down
                 dispatch.ended(activation.seq)
                 dispatch.stopped = True
@@ -412,7 +411,7 @@ class Run:
     async def _cancel_running(self) -> None:
         for activation in self._dispatch.running.values():
             with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # then they are cancelled already
-                await post(self._nodes[activation.node], CancelNode(activation.seq, self.address))
+                await post(self._nodes, CancelNode(activation.seq, self.address))
 
     async def _leave(self) -> None:
         """End what still runs, then give the trace up, or let it go where it has ended."""

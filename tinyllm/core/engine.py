@@ -11,10 +11,11 @@ import anyio
 from anyio.streams.memory import MemoryObjectSendStream
 
 from tinyllm.actors.commands import CommandReader
+from tinyllm.actors.dispatch import Bounds
 from tinyllm.actors.events import Event
 from tinyllm.actors.lease import LeaseKeeper
 from tinyllm.actors.mailbox import Journal, post, reply
-from tinyllm.actors.node_executor import Loop, NodeExecutor
+from tinyllm.actors.node_executor import NodeExecutor
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import (
     Answer,
@@ -51,7 +52,7 @@ T = TypeVar("T")
 
 
 class Engine:
-    """One set of actors: a `NodeExecutor` for each node, a scheduler, a writer and a reader of commands. Any number of
+    """One set of actors: a node executor, a scheduler, a writer and a reader of commands. Any number of
     traces at once.
 
     Shutdown is end-of-stream, in order: clients, then nodes and scheduler, then the writer, then the lease, then what
@@ -70,9 +71,10 @@ class Engine:
         self.graph = graph
         self.config = config
         self.storage = storage
+        self._bounds = Bounds(graph)
         self._deps = deps
         self._on_event = on_event
-        self._nodes: dict[str, MemoryObjectSendStream[NodeMessage]] = {}
+        self._nodes: MemoryObjectSendStream[NodeMessage] | None = None
         self._journal: Journal | None = None
         self._writer: MemoryObjectSendStream[WriteMessage] | None = None
         self._reader: MemoryObjectSendStream[ReadMessage] | None = None
@@ -143,17 +145,13 @@ class Engine:
             actors.start_soon(reader.run, name="command reader")
             actors.start_soon(writer.run, name="storage writer")
             actors.start_soon(scheduler.run, name="checkpoint scheduler")
-        loop = Loop()
-        for node in self.graph.nodes.values():
-            self._nodes[node.id], to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
-            try:
-                executor = NodeExecutor(
-                    self.graph, node, to_run, loop=loop, deps=self._deps, debug_mutation=self.config.debug_mutation
-                )
-            except BaseException:  # a function that no worker process can load
-                to_run.close()
-                raise
-            actors.start_soon(executor.run, name=f"node executor {node.id}")
+        self._nodes, to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
+        try:
+            executor = NodeExecutor(self.graph, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation)
+        except BaseException:  # a function that no worker process can load
+            to_run.close()
+            raise
+        actors.start_soon(executor.run, name="node executor")
 
     async def _shut_down(self, shields: list[anyio.CancelScope]) -> None:
         """Clients and runs have gone first, or are told to; then each stream is closed behind its last sender."""
@@ -167,11 +165,9 @@ class Engine:
                     with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
                         await self._idle.wait()
             finally:
-                for node in self._nodes.values():
-                    node.close()
                 for scope in shields:
                     scope.deadline = anyio.current_time() + SHUTDOWN_SECONDS
-                for mailbox in (self._reader, self._journal, self._writer):
+                for mailbox in (self._nodes, self._reader, self._journal, self._writer):
                     if mailbox is not None:
                         mailbox.close()
 
@@ -256,9 +252,11 @@ class Engine:
     def run(self, plan: Plan, rev: int, opening: Sequence[Delta], *, stopped: bool) -> Running:
         """Start the actor that executes `plan`, which has made the deltas `opening` since it was restored."""
         keeper = self._keeper
+        assert self._nodes is not None
         run = Run(
             plan,
             self._nodes,
+            self._bounds,
             journal=self._journal,
             rev=rev,
             opening=opening,

@@ -243,6 +243,19 @@ def loop_clock() -> Callable[[], float]:
     return asyncio.get_running_loop().time
 
 
+def cancellations() -> Callable[[], int]:
+    """How many cancellations the running task was sent and has not dealt with, other than by a scope: asyncio's own,
+    which trio does not have."""
+    trio = sys.modules.get("trio")
+    if trio is not None and trio.lowlevel.in_trio_task():
+        return lambda: 0
+    import asyncio
+
+    task = asyncio.current_task()
+    assert task is not None
+    return task.cancelling
+
+
 def loop_caller() -> Callable[[Callable[[], object]], object]:
     """A function by which any thread has the loop that runs here call another, soon, without waiting for it.
 

@@ -241,6 +241,7 @@ class Graph:
             found["limits"] = json.dumps(attrs.asdict(self.limits), sort_keys=True)
         if self.history is not None:
             found["history"] = str(self.history)
+        digests: dict[int, str] = {}  # of each function once, however many nodes call it: reading source is slow
         for n in self.nodes.values():
             if n.config:
                 found[f"node {n.id}: config"] = json.dumps(n.config, sort_keys=True, default=str)
@@ -249,7 +250,10 @@ class Graph:
             if n.timeout is not None:
                 found[f"node {n.id}: timeout"] = f"{n.timeout:g} s"
             if function := self.function(n):
-                found[f"node {n.id}: code"] = _code_digest(function)
+                code = id(function.call)
+                if code not in digests:
+                    digests[code] = _code_digest(function)
+                found[f"node {n.id}: code"] = digests[code]
         return found
 
 

@@ -6,10 +6,11 @@ import attrs
 
 from tinyllm.graph.payload import Captured
 from tinyllm.graph.questions import Asked, Question, answered, encode_asked, waiting
+from tinyllm.graph.records import record
 from tinyllm.storage.contract import ActivationState, StateChange
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Activation:
     seq: int
     id: bytes

@@ -47,7 +47,8 @@ class Frontier:
 
     @property
     def size(self) -> int:
-        return sum(map(len, (self.activations, self.parked, self.stuck, self.undecided))) + len(self.joins.rounds)
+        waiting = len(self.activations) + len(self.parked) + len(self.stuck) + len(self.undecided)
+        return waiting + len(self.joins.rounds)
 
     @property
     def questions(self) -> tuple[Question, ...]:

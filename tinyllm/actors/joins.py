@@ -10,12 +10,13 @@ import attrs
 from tinyllm.graph.definition import END, Graph
 from tinyllm.graph.ids import round_id
 from tinyllm.graph.payload import Captured
+from tinyllm.graph.records import record
 from tinyllm.storage.contract import Snapshot
 
 NOTHING = Captured(b"null")
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Arrival:
     """A message that waits at a join. `message` is None where an empty fan-out arrived: it brings nothing."""
 
@@ -28,7 +29,7 @@ class Arrival:
     depth: int
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Round:
     seq: int
     node: str

@@ -55,8 +55,10 @@ class Journal:
 
 def reply(mailbox: MemoryObjectSendStream[T], message: T) -> None:
     """Answer somebody who may have gone; mailboxes of those who ask are large enough for every answer."""
-    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):
+    try:
         mailbox.send_nowait(message)
+    except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+        return
 
 
 async def take(mailbox: MemoryObjectReceiveStream[T], deadline: float | None) -> list[T]:
@@ -67,20 +69,20 @@ async def take(mailbox: MemoryObjectReceiveStream[T], deadline: float | None) ->
     :raises EndOfStream: every sender has closed and nothing is left.
     """
     taken: list[T] = []
-    if not drain(mailbox, taken):
-        if deadline is None:
+    if deadline is None:
+        taken.append(await mailbox.receive())
+    else:
+        with anyio.CancelScope(deadline=deadline):
             taken.append(await mailbox.receive())
-        else:
-            with anyio.CancelScope(deadline=deadline):
-                taken.append(await mailbox.receive())
+    if taken:
         drain(mailbox, taken)
     return taken
 
 
-def drain(mailbox: MemoryObjectReceiveStream[T], taken: list[T]) -> bool:
-    """Take what is there already; whether there was anything. (The end is met by whoever waits.)"""
+def drain(mailbox: MemoryObjectReceiveStream[T], taken: list[T]) -> None:
+    """Take what is there already. (The end is met by whoever waits.)"""
     try:
         while True:
             taken.append(mailbox.receive_nowait())
     except (anyio.WouldBlock, anyio.EndOfStream):
-        return bool(taken)
+        return

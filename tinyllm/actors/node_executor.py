@@ -106,12 +106,14 @@ class NodeExecutor:
                     worker.makes_way()  # else it is what the last node made of its own
                     return
                 until = time.perf_counter() + TURN_SECONDS
-                with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
+                try:
                     while True:
                         await self._handle(message, worker)
                         if worker.has_waited or cancelled() or time.perf_counter() > until:
                             break
                         message = self._inbox.receive_nowait()
+                except (anyio.WouldBlock, anyio.EndOfStream):  # the end is met again above
+                    continue
 
     async def _handle(self, message: NodeMessage, worker: _Worker) -> None:
         match message:

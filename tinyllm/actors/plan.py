@@ -189,7 +189,8 @@ class Plan(Delivery):
         for row in delta.variables:
             if row.kind == "full" and (written := self._writes.wrote(row.key, len(row.body))) is not None:
                 self.amplified.append((row.key, written, len(row.body)))
-        self.tokens = (self.tokens[0] + output.tokens[0], self.tokens[1] + output.tokens[1])
+        if any(output.tokens):
+            self.tokens = (self.tokens[0] + output.tokens[0], self.tokens[1] + output.tokens[1])
         attempt = activation.attempts + 1
         self._end(delta, activation, ended_at, duration_ms, attempt=attempt, status=output.status)
         bodies = [captured]
@@ -327,7 +328,7 @@ class Plan(Delivery):
         if self.at_rest:
             if not self.closing:
                 self.status = "paused"
-        elif not self.quiescent:
+        elif self.activations or not self.quiescent:
             if self._limit_reached():
                 self.run_out(LimitReached("max_steps", self.graph.limits.max_steps or 0))
         elif self.joins.arrived(END):
@@ -343,10 +344,11 @@ class Plan(Delivery):
     def _done(self, draft: Draft) -> Delta:
         """The delta that `draft` has become: from here on it cannot change."""
         self._marks = draft.marks
-        self._messages += sum(row.history for row in draft.messages)
+        for message in draft.messages:
+            self._messages += message.history
         if self.history is not None:
-            self.history += (row for row in draft.messages if row.history)
-            self.visited += (row.node for row in draft.steps)
+            self.history += [row for row in draft.messages if row.history]
+            self.visited += [row.node for row in draft.steps]
         if draft.arrivals:
             self._arrivals.update(row.activation for row in draft.arrivals)
         if self._arrivals:
@@ -365,7 +367,7 @@ class Plan(Delivery):
             counts=Counts(
                 messages=self._messages,
                 frontier=self.size,
-                arrivals=self._arrivals.total(),
+                arrivals=self._arrivals.total() if self._arrivals else 0,
                 variables=len(self.versions),
             ),
             messages=tuple(draft.messages),

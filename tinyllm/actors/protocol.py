@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import anyio
-import attrs
 from anyio.streams.memory import MemoryObjectSendStream
 
 from tinyllm.graph.questions import Asked
+from tinyllm.graph.records import record
 from tinyllm.nodes.call import Call, Failure, Output
 from tinyllm.storage.contract import Command, Delta, Outcome, Write
 
@@ -37,14 +37,14 @@ class Answer:
 # -- to a Run --------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@record
 class Started:
     """A node that was to tell it has begun, and given the loop back."""
 
     seq: int
 
 
-@attrs.frozen
+@record
 class Finished:
     seq: int
     output: Output
@@ -54,14 +54,14 @@ class Finished:
     """It ran in the event loop and did not once give it back, for so long that others must be let go first."""
 
 
-@attrs.frozen
+@record
 class Deferred:
     """The node was not started: another has blocked the event loop, and what has come of that must be durable first."""
 
     seq: int
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Failed:
     seq: int
     failure: Failure
@@ -69,7 +69,7 @@ class Failed:
     duration_ms: float
 
 
-@attrs.frozen
+@record
 class Paused:
     """The node asked something that nobody has answered yet."""
 
@@ -77,7 +77,7 @@ class Paused:
     asked: Asked
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Progressed:
     """A node that still runs saved how far it is, and waits until that is durable."""
 
@@ -86,12 +86,12 @@ class Progressed:
     answer: Answer
 
 
-@attrs.frozen
+@record
 class Cancelled:
     seq: int
 
 
-@attrs.frozen
+@record
 class Durable:
     """Every delta up to `number` is durable, as `rev`."""
 
@@ -100,19 +100,19 @@ class Durable:
     rev: int
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Refused:
     """The store did not take a delta: the trace is no longer ours, or the store failed. Nothing later was written."""
 
     error: Exception
 
 
-@attrs.frozen
+@record
 class Stop:
     """Start nothing more; end when what runs has ended."""
 
 
-@attrs.frozen
+@record
 class Told:
     """What others left for the trace, the oldest first. The same may be told again until it is consumed."""
 
@@ -126,7 +126,7 @@ RunAddress = MemoryObjectSendStream[RunMessage]
 # -- to a NodeExecutor -----------------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class RunNode:
     """`tells`: say when it has `Started`."""
 
@@ -136,7 +136,7 @@ class RunNode:
     tells: bool = False
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class CancelNode:
     seq: int
     reply: RunAddress
@@ -148,7 +148,7 @@ NodeMessage = RunNode | CancelNode
 # -- to the CheckpointScheduler --------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Open:
     """A trace begins to be executed here; its newest delta is `rev`."""
 
@@ -158,7 +158,7 @@ class Open:
     reply: RunAddress
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Stepped:
     """`forced`: somebody waits for it (an end, a failure, an `effects` node), whatever the interval. `hurry`: the
     scheduler is not to wait for more to hand over with it."""
@@ -169,7 +169,7 @@ class Stepped:
     hurry: bool = True
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Close:
     """Nothing more of this trace comes. Then `release`, if one is given, is carried out."""
 
@@ -185,7 +185,7 @@ class Close:
 ScheduleMessage = Open | Stepped | Close
 
 
-@attrs.frozen
+@record
 class Hurry:
     """Somebody waits for what is in the mailbox."""
 
@@ -193,14 +193,14 @@ class Hurry:
 # -- to the StorageWriter --------------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Put:
     trace_id: str
     delta: Delta
     reply: RunAddress
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Ask:
     """A write that somebody waits for. It keeps its place among the writes of its trace."""
 
@@ -209,7 +209,7 @@ class Ask:
     answer: Answer
 
 
-@attrs.frozen
+@record
 class PruneDue:
     """The trace has more checkpoints than are kept."""
 
@@ -223,7 +223,7 @@ WriteMessage = Put | Ask | PruneDue
 # -- to the CommandReader --------------------------------------------------------------------------------------
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Watch:
     """Tell the run at `reply` of commands that are left for `trace`."""
 
@@ -231,12 +231,12 @@ class Watch:
     reply: RunAddress
 
 
-@attrs.frozen
+@record
 class Unwatch:
     trace: int
 
 
-@attrs.frozen
+@record
 class Look:
     """Something was left just now: look at once."""
 

@@ -6,14 +6,13 @@ from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
-import attrs
-
 from tinyllm.actors.joins import Joins
 from tinyllm.errors import NodeError
 from tinyllm.graph.conditions import compile_condition, environment
 from tinyllm.graph.definition import END, Graph, Node
 from tinyllm.graph.ids import causal_id
 from tinyllm.graph.payload import Captured
+from tinyllm.graph.records import record
 from tinyllm.graph.variables import Variables, Version
 from tinyllm.nodes.call import Output
 
@@ -21,7 +20,7 @@ FAN_OUT_CAP = 10_000
 """Activations that one result may plan along one edge. Each is a row and a task; wider work belongs into batches."""
 
 
-@attrs.frozen
+@record
 class Route:
     """One way that a result takes: the id, and the fan-out index, of what it causes at `node`."""
 

@@ -6,6 +6,7 @@ import attrs
 
 from tinyllm.actors.dispatch import Durability
 from tinyllm.actors.merge import merge
+from tinyllm.graph.records import record
 from tinyllm.storage.contract import UNOWNED, Delta
 
 MERGED_BYTES = 1 << 20
@@ -30,12 +31,12 @@ class Policy:
         return self.durability == "exit" or not (self.each_node or self.durability == "sync")
 
 
-@attrs.frozen
+@record
 class WriteNow:
     delta: Delta
 
 
-@attrs.frozen
+@record
 class PruneNow:
     pass
 

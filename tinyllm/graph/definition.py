@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from functools import cached_property
@@ -162,7 +161,7 @@ class Graph:
         """`outgoing`, with what names each edge in the ids of what it causes."""
         found = {}
         for node, edges in self.outgoing.items():
-            between: Counter[str] = Counter()
+            between = dict.fromkeys((edge.to_node for edge in edges), 0)
             labels = []
             for edge in edges:
                 labels.append((edge, f"{node}->{edge.to_node}:{between[edge.to_node]}"))

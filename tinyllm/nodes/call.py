@@ -22,6 +22,7 @@ from tinyllm.graph.messages import ErrorInfo, Message
 from tinyllm.graph.node import NodeFunction, Pause, Result, Send
 from tinyllm.graph.payload import Captured, encode_payload
 from tinyllm.graph.questions import Asked, schema_of
+from tinyllm.graph.records import record
 from tinyllm.graph.structure import structure, structurer
 from tinyllm.graph.values import capture, restore
 from tinyllm.graph.variables import Variables, Version, capture_variables
@@ -35,7 +36,7 @@ Save = Callable[[bytes], Coroutine[Any, Any, None]]
 _OURS = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Call:
     """One attempt at an activation: everything a function is called with. It may cross to another process."""
 
@@ -58,7 +59,7 @@ class Call:
         return activation_id(self.trace_id, self.causal)
 
 
-@attrs.frozen
+@record
 class Output:
     """A node's result, captured: nothing in it can change any more."""
 
@@ -71,7 +72,7 @@ class Output:
     """In, out."""
 
 
-@attrs.frozen
+@record
 class Failure:
     """Why an attempt failed. `kinds`: the names of the exception's class and its bases, by which retries choose."""
 
@@ -253,7 +254,7 @@ class Caller:
         return messages[0] if parts is None else messages
 
 
-@attrs.frozen(eq=False)
+@record(eq=False)
 class Prepared:
     call: Call
     arguments: list[Any]

@@ -13,6 +13,7 @@ from typing import Literal, Protocol, TypeVar
 
 import attrs
 
+from tinyllm.graph.records import record
 from tinyllm.storage.direct import DirectUse
 from tinyllm.storage.records import CheckpointRecord as CheckpointRecord
 
@@ -33,7 +34,7 @@ ActivationState = Literal["planned", "buffered", "paused", "failed", "cancelled"
 # -- rows ------------------------------------------------------------------------------------------------------
 
 
-@attrs.frozen
+@record
 class Marks:
     """The highest sequence number handed out, of each kind of row."""
 
@@ -43,7 +44,7 @@ class Marks:
     variable: int = 0
 
 
-@attrs.frozen
+@record
 class MessageRow:
     """A value that flowed. `consumers` is the number of activation and arrival rows, written with it, that read it:
     when the last of them is pruned, a message that is not `history` goes too."""
@@ -55,7 +56,7 @@ class MessageRow:
     history: bool = True
 
 
-@attrs.frozen
+@record
 class ActivationRow:
     """A member of the frontier, from the delta that plans it to the delta that ends it.
 
@@ -87,7 +88,7 @@ class ActivationRow:
     """What the node asked, in order, as captured JSON: see `tinyllm.graph.questions`."""
 
 
-@attrs.frozen
+@record
 class ArrivalRow:
     """One message that reached the join round `activation`. None: an empty fan-out arrived, which brings nothing."""
 
@@ -99,7 +100,7 @@ class ArrivalRow:
     depth: int = 0
 
 
-@attrs.frozen
+@record
 class Fired:
     """A buffered round has become a planned activation. Its path is empty: it waited for all of every fan-out."""
 
@@ -108,7 +109,7 @@ class Fired:
     depth: int
 
 
-@attrs.frozen
+@record
 class StateChange:
     """A live activation's new state, without an end: a failed attempt, a pause, an answer, saved progress. It replaces
     all fields of the row from `state` on."""
@@ -138,7 +139,7 @@ class StateChange:
 VariableKind = Literal["full", "append", "deleted"]
 
 
-@attrs.frozen
+@record
 class VariableRow:
     """One change of one variable. `base` is the seq of the full row that its chain starts with (its own, if full or
     deleted). An `append` row's body is one item (of a list) or the keys to update (of a dict); `order` (JSON) is the
@@ -152,7 +153,7 @@ class VariableRow:
     order: bytes | None = None
 
 
-@attrs.frozen
+@record
 class StepRow:
     """A finished activation. `ended_at` is UTC seconds since 1970."""
 
@@ -166,7 +167,7 @@ class StepRow:
     """The word that the node itself gave its result, as `Result(status=...)`."""
 
 
-@attrs.frozen
+@record
 class Counts:
     """How many rows a checkpoint sees; fewer found means rows are missing, which row checksums cannot show."""
 
@@ -182,7 +183,7 @@ class Counts:
         return self.messages if window is None else min(self.messages, window)
 
 
-@attrs.frozen(kw_only=True)
+@record(kw_only=True)
 class Delta:
     """What one checkpoint adds to the one before it (at admission: to nothing).
 
@@ -280,7 +281,7 @@ class Fork:
     first: Delta
 
 
-@attrs.frozen
+@record
 class Append:
     """Add a delta. Written only if the trace's epoch is the delta's and its rev is one below: -> `Appended`, or
     `OwnershipLost`, and then nothing of it is written. A delta that is already there, whole, counts as appended."""
@@ -385,7 +386,7 @@ class Admitted:
     rev: int
 
 
-@attrs.frozen
+@record
 class Appended:
     rev: int
 
@@ -406,7 +407,7 @@ class Pruned:
     checkpoints: int
 
 
-@attrs.frozen
+@record
 class Done:
     pass
 

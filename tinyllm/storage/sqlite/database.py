@@ -53,7 +53,7 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection for any one thread at a time, without transactions of its own making."""
     with translated(path):
         connection = sqlite3.connect(
-            path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=256
+            path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=512
         )
         try:
             connection.execute("PRAGMA trusted_schema = OFF")

@@ -37,6 +37,7 @@ SELECT {_COLUMNS} FROM checkpoints
 WHERE id > ? AND id < ? AND pins = 0 AND (label IS NULL OR ?) ORDER BY id LIMIT ?
 """
 _OLDER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 1"
+_BETWEEN = "SELECT count(*) FROM checkpoints WHERE id BETWEEN ? AND ?"
 _NEWER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id > ? AND id <= ? ORDER BY id LIMIT 1"
 _NEWEST_PINNED = f"SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND pins > 0 ORDER BY id DESC LIMIT 1"
 _DROP = "DELETE FROM checkpoints WHERE id BETWEEN ? AND ?"
@@ -49,12 +50,18 @@ _KEYS = "SELECT DISTINCT key FROM variables WHERE id > ? AND id <= ?"
 _SEEN = "SELECT base FROM variables WHERE trace = ? AND key = ? AND id <= ? ORDER BY id DESC LIMIT 1"
 _SUPERSEDED = "DELETE FROM variables WHERE trace = ? AND key = ? AND id > ? AND id < ?"
 
+# `loose`: whether the message that it reads is one that goes with its last reader, and not of a history that is kept.
 _ENDED = """
-SELECT a.id, a.message, coalesce(a.fired_hash, a.hash) FROM steps s CROSS JOIN activations a ON a.id = ? | s.activation
-WHERE s.id > ? AND s.id <= ? AND a.id > ? AND a.done_rev <= ?
+SELECT a.id, a.message, coalesce(a.fired_hash, a.hash), ?6 IS NOT NULL OR m.history IS NULL AS loose
+FROM steps s CROSS JOIN activations a ON a.id = ?1 | s.activation LEFT JOIN messages m ON m.id = ?1 | a.message
+WHERE s.id > ?2 AND s.id <= ?3 AND a.id > ?4 AND a.done_rev <= ?5
+"""
+_DROP_ENDED = """
+DELETE FROM activations
+WHERE id IN (SELECT ?1 | activation FROM steps WHERE id > ?2 AND id <= ?3) AND id > ?4 AND done_rev <= ?5
 """
 _ARRIVED = "SELECT message FROM arrivals WHERE activation = ?"
-_DROP_ACTIVATION = "DELETE FROM activations WHERE id = ?"
+_ANY_COMMAND = "SELECT EXISTS (SELECT 1 FROM commands WHERE trace = ?)"
 _DROP_ARRIVALS = "DELETE FROM arrivals WHERE activation = ?"
 _READ_NO_MORE = "UPDATE messages SET pruned = pruned + 1 WHERE id = ?"
 _DROP_MESSAGE = """
@@ -189,23 +196,29 @@ def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, l
     dropped = [_point(row) for row in rows]
     at = 0
     while at < len(dropped):
-        start, task = dropped[at], dropped[at].task
-        newer = _newer(connection, dropped[at])
-        while at + 1 < len(dropped) and dropped[at + 1].id == newer.id:  # a run of neighbours is one interval
-            at += 1
-            task = dropped[at].task or task
-            newer = _newer(connection, dropped[at])
+        run = dropped[at : _neighbours(connection, dropped, at)]
+        start, end = run[0], run[-1]
+        task = next((point.task for point in reversed(run) if point.task is not None), None)
+        newer = _point(connection.execute(_NEWER, (end.id, end.id | LAST)).fetchone())
         row = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
         older = _point(row) if row else origin
-        connection.execute(_DROP, (start.id, dropped[at].id))
+        connection.execute(_DROP, (start.id, end.id))
         if task is not None and newer.task is None:
             connection.execute(_ADD_TASK, (task, newer.id))
         if window is not None:
             _forget_history(connection, trace, older, newer, window)
         _forget_variables(connection, trace, older, start, newer)
         _forget_activations(connection, trace, older, start, newer, window)
-        at += 1
+        at += len(run)
     return len(dropped)
+
+
+def _neighbours(connection: sqlite3.Connection, points: list[_Point], at: int) -> int:
+    """The end of the run of neighbours that begins at `at`: it is dropped as one interval."""
+    end = len(points)
+    while (there := connection.execute(_BETWEEN, (points[at].id, points[end - 1].id)).fetchone()[0]) != end - at:
+        end -= max(1, (there - (end - at)) // 2)
+    return end
 
 
 def _forget_history(connection: sqlite3.Connection, trace: int, older: _Point, newer: _Point, window: int) -> None:
@@ -228,18 +241,18 @@ def _forget_activations(
     connection: sqlite3.Connection, trace: int, older: _Point, start: _Point, newer: _Point, window: int | None
 ) -> None:
     first = trace << SHIFT
-    found = connection.execute(
-        _ENDED, (first, first | start.step, first | newer.step, first | older.marks.activation, newer.id & LAST)
-    ).fetchall()
+    interval = (first, first | start.step, first | newer.step, first | older.marks.activation, newer.id & LAST)
+    found = connection.execute(_ENDED, (*interval, window)).fetchall()
     read: list[int] = []
-    for activation, message, _ in found:
+    for activation, message, _, loose in found:
         if message is None:
             read += [seq for (seq,) in connection.execute(_ARRIVED, (activation,)) if seq is not None]
-        else:
+        elif loose:
             read.append(message)
-    rounds = [(activation,) for activation, message, _ in found if message is None]
-    connection.executemany(_DROP_ACTIVATION, [(activation,) for activation, _, _ in found])
-    connection.executemany(FORGET_ANSWERS, [(trace, identity) for _, _, identity in found])
+    rounds = [(activation,) for activation, message, _, _ in found if message is None]
+    connection.execute(_DROP_ENDED, interval)
+    if connection.execute(_ANY_COMMAND, (trace,)).fetchone()[0]:
+        connection.executemany(FORGET_ANSWERS, [(trace, identity) for _, _, identity, _ in found])
     connection.executemany(_DROP_ARRIVALS, rounds)
     # A fork's rows also read messages of its parent, which are the parent's to drop: the fork has none of that number.
     messages = [(first | message,) for message in read]
@@ -251,10 +264,6 @@ def _trace(connection: sqlite3.Connection, trace: int) -> tuple[int | None, _Poi
     """The window of its history, and the emptiness before its first checkpoint."""
     window, step, *marks = connection.execute(_TRACE, (trace,)).fetchone()
     return window, _Point((trace << SHIFT) - 1, step, 0, None, Marks(*marks))
-
-
-def _newer(connection: sqlite3.Connection, point: _Point) -> _Point:
-    return _point(connection.execute(_NEWER, (point.id, point.id | LAST)).fetchone())
 
 
 def _point(row: tuple[Any, ...]) -> _Point:

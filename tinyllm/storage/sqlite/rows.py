@@ -1,7 +1,14 @@
-"""Rows on their way into the database: from deltas to tuples, and one statement per table for a whole batch."""
+"""Rows on their way into the database: from deltas to tuples, and one statement per table for many of them.
+
+SQLite works without the interpreter lock, and has to get it back after each statement: while a program keeps its event
+loop busy, that takes far longer than to insert a row. `executemany` is a statement for each row in that regard.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from itertools import chain, compress
 from typing import Any
 
 import attrs
@@ -12,26 +19,27 @@ from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT, OUTLIVED
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import SHIFT
 
-# ?7: how many messages the history has. One that lies before its window already is there for its readers only.
-_MESSAGE = f"""
-INSERT INTO messages (id, node, history, consumers, body, crc, held)
-SELECT ?1, ?2, ?3, ?4, ?5, ?6, CASE WHEN ?3 > ?7 - history THEN key << {SHIFT} | ?3 END
-FROM traces WHERE key = ?1 >> {SHIFT} AND (history IS NULL OR ?4 > 0 OR ?3 > ?7 - history)
+_AT_ONCE = 32
+"""Rows of one statement. (Nineteen columns of each are fewer than the 999 parameters that every SQLite takes.)"""
+
+# The first line of a statement for many rows; `{rows}` is where their values go.
+_MESSAGES = "INSERT INTO messages (id, node, history, consumers, body, crc, held) VALUES {rows}"
+_ACTIVATIONS = """
+INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, fired_rev, done_rev)
+VALUES {rows}
 """
-_ACTIVATION = """
-INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, fired_rev)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
-"""
-_ARRIVAL = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES (?, ?, ?, ?, ?, ?)"
-_VARIABLE = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
-_STEP = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES (?, ?, ?, ?, ?, ?)"
-_SAID = "UPDATE steps SET status = ? WHERE id = ?"
-_CHECKPOINT = """
+_ARRIVALS = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES {rows}"
+_VARIABLES = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES {rows}"
+_STEPS = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES {rows}"
+_CHECKPOINTS = """
 INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
                          messages, frontier, arrivals, variables, created_at,
                          generation, generation_step, elapsed, tokens_in, tokens_out)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
+VALUES {rows}
 """
+_ENDED = "UPDATE activations SET done_rev = v.column1 FROM (VALUES {rows}) AS v WHERE id = v.column2"
+
+_SAID = "UPDATE steps SET status = ? WHERE id = ?"
 _TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
 _LAST_TASK = f"UPDATE traces SET last_task = ? WHERE key = ? >> {SHIFT}"
 _FIRED = """
@@ -40,7 +48,6 @@ UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_d
 _CHANGED = """
 UPDATE activations SET state = ?, attempts = ?, error = ?, tries = ?, due = ?, progress = ?, asked = ? WHERE id = ?
 """
-_ENDED = "UPDATE activations SET done_rev = ? WHERE id = ?"
 
 Row = tuple[Any, ...]
 
@@ -53,7 +60,8 @@ class Rows:
     """
 
     messages: list[Row] = attrs.field(factory=list)
-    activations: list[Row] = attrs.field(factory=list)
+    activations: dict[int, list[Any]] = attrs.field(factory=dict)
+    """By id: what the batch itself ends is written as ended, and never stands in the index of what lives."""
     arrivals: list[Row] = attrs.field(factory=list)
     variables: list[Row] = attrs.field(factory=list)
     steps: list[Row] = attrs.field(factory=list)
@@ -68,26 +76,26 @@ class Rows:
     over: list[Row] = attrs.field(factory=list)
     """Traces that have ended."""
 
-    def add(self, trace: int, epoch: int, rev: int, delta: Delta, now: float) -> None:
-        """Take in `delta` as what the checkpoint `rev` of `trace` adds."""
+    def add(self, trace: int, epoch: int, rev: int, delta: Delta, now: float, window: int | None) -> None:
+        """Take in `delta` as what the checkpoint `rev` of `trace` adds; `window`: how many messages of its history are
+        kept, None for all."""
         first = trace << SHIFT
         if delta.messages:
-            self._add_messages(first, delta)
+            self._add_messages(first, delta, window)
         for row in delta.activations:
-            self.activations.append(
-                (
-                    first | row.seq,
-                    row.id,
-                    row.node,
-                    row.message,
-                    row.item,
-                    path_text(row.path),
-                    row.depth,
-                    row.state,
-                    row.attempts,
-                    None if row.state == "buffered" else 0,
-                )
-            )
+            self.activations[first | row.seq] = [
+                first | row.seq,
+                bytearray(row.id),
+                row.node,
+                row.message,
+                row.item,
+                path_text(row.path),
+                row.depth,
+                row.state,
+                row.attempts,
+                None if row.state == "buffered" else 0,
+                None,
+            ]
             if row.tries or (row.error, row.due, row.progress, row.asked) != (None, None, None, None):
                 self._change(first | row.seq, row)
         for arrival in delta.arrivals:
@@ -96,7 +104,7 @@ class Rows:
                     first | arrival.seq,
                     first | arrival.activation,
                     arrival.message,
-                    arrival.id,
+                    bytearray(arrival.id),
                     path_text(arrival.path),
                     arrival.depth,
                 )
@@ -106,7 +114,11 @@ class Rows:
         for change in delta.changed:
             self._change(first | change.activation, change)
         for activation in delta.ended:
-            self.ended.append((rev, first | activation))
+            planned = self.activations.get(first | activation)
+            if planned is None:
+                self.ended.append((rev, first | activation))
+            else:
+                planned[-1] = rev
         for variable in delta.variables:
             crc = variable_checksum(
                 first | variable.seq, variable.key, variable.kind, variable.base, variable.order, variable.body
@@ -172,7 +184,7 @@ class Rows:
             (to.state, to.attempts, frame(to.error), to.tries, to.due, frame(to.progress), frame(to.asked), activation)
         )
 
-    def _add_messages(self, first: int, delta: Delta) -> None:
+    def _add_messages(self, first: int, delta: Delta, window: int | None) -> None:
         ordinal = delta.counts.messages - sum(message.history for message in delta.messages)
         for message in delta.messages:
             place = None
@@ -181,25 +193,28 @@ class Rows:
                 place = ordinal
             elif not message.consumers:
                 continue  # nobody will ever read it, so nobody would ever prune it
+            held = None
+            if window is not None and place is not None and place > delta.counts.messages - window:
+                held = first | place
+            elif window is not None and not message.consumers:
+                continue  # it lies before its window already, where it would be for its readers only
             row = first | message.seq
             crc = message_checksum(row, message.node, place, message.consumers, message.body)
-            self.messages.append(
-                (row, message.node, place, message.consumers, encode(message.body), crc, delta.counts.messages)
-            )
+            self.messages.append((row, message.node, place, message.consumers, encode(message.body), crc, held))
 
     def insert(self, connection: sqlite3.Connection) -> None:
         """Write everything, and be empty again."""
+        execute_all(connection, _MESSAGES, self.messages, nullable=(2, 6))
+        execute_all(connection, _ACTIVATIONS, list(self.activations.values()), nullable=(3, 4, 5, 9, 10))
+        execute_all(connection, _ARRIVALS, self.arrivals, nullable=(2, 4))
+        execute_all(connection, _ENDED, self.ended)
+        execute_all(connection, _VARIABLES, self.variables, nullable=(5,))
+        execute_all(connection, _STEPS, self.steps)
+        execute_all(connection, _CHECKPOINTS, self.checkpoints, nullable=(4,))
         statements = (
-            (_MESSAGE, self.messages),
-            (_ACTIVATION, self.activations),
-            (_ARRIVAL, self.arrivals),
             (_FIRED, self.fired),
             (_CHANGED, self.changed),
-            (_ENDED, self.ended),
-            (_VARIABLE, self.variables),
-            (_STEP, self.steps),
             (_SAID, self.said),
-            (_CHECKPOINT, self.checkpoints),
             (_TASK, self.tasks),
             (_LAST_TASK, self.tasks),
             (ANSWERED, self.consumed),
@@ -209,8 +224,37 @@ class Rows:
         for statement, rows in statements:
             if rows:
                 connection.executemany(statement, rows)
+        self.activations.clear()
+        for inserted in (self.messages, self.arrivals, self.ended, self.variables, self.steps, self.checkpoints):
+            inserted.clear()
         for _, rows in statements:
             rows.clear()
+
+
+def execute_all(
+    connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]], *, nullable: tuple[int, ...] = ()
+) -> list[Row]:
+    """Execute `statement`, in which `{rows}` stands for the values of many rows, for all `rows`; what it returns.
+
+    A column of `nullable` that is None in all of them is not bound: to bind a None, or bytes, takes Python's module
+    longer than it takes SQLite to insert a row. (A bytearray is as quick as a text.)
+    """
+    found: list[Row] = []
+    for at in range(0, len(rows), _AT_ONCE):
+        some = rows[at : at + _AT_ONCE]
+        empty = tuple(column for column in nullable if all(row[column] is None for row in some))
+        values: Iterable[Any] = chain.from_iterable(some)
+        if empty:
+            bound = [column not in empty for column in range(len(some[0]))]
+            values = compress(values, bound * len(some))
+        found += connection.execute(_for(statement, len(some), len(some[0]), empty), tuple(values))
+    return found
+
+
+@lru_cache(maxsize=512)
+def _for(statement: str, rows: int, columns: int, empty: tuple[int, ...]) -> str:
+    row = f"({', '.join('NULL' if column in empty else '?' for column in range(columns))})"
+    return statement.format(rows=", ".join([row] * rows))
 
 
 def frame(body: bytes | None) -> Frame | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from hashlib import blake2b
+from itertools import zip_longest
 from typing import assert_never
 
 import attrs
@@ -36,7 +37,7 @@ from tinyllm.storage.framing import checksum, encode
 from tinyllm.storage.sqlite import commands, prune
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.read import kept
-from tinyllm.storage.sqlite.rows import Rows, frame
+from tinyllm.storage.sqlite.rows import Rows, execute_all, frame
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 _ADMIT = """
@@ -63,14 +64,13 @@ UPDATE checkpoints SET pins = pins + 1
 WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
 """
 _UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
-# Epoch check, gap check and idempotence in one. Two statements, so that the usual one leaves the index on owners alone.
+# Epoch check, gap check and idempotence in one: a trace for which one of them fails is not among the keys returned.
+# Two statements, so that the usual one leaves the index on owners alone.
 _APPEND = """
-UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ? WHERE key = ? AND epoch = ? AND rev = ?
+UPDATE traces SET status = v.column1, step = v.column2, rev = v.column3, updated_at = v.column4, error = v.column5
+FROM (VALUES {rows}) AS v WHERE key = v.column6 AND epoch = v.column7 AND rev = v.column8 RETURNING key, history
 """
-_APPEND_LAST = """
-UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, owner = NULL
-WHERE key = ? AND epoch = ? AND rev = ?
-"""
+_APPEND_LAST = _APPEND.replace("error = v.column5", "error = v.column5, owner = NULL")
 _ACQUIRE = """
 UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?
 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
@@ -82,7 +82,7 @@ _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
 _GRAPH = "SELECT graph FROM traces WHERE key = ?"
-_LAST_TASK = "SELECT last_task FROM traces WHERE key = ?"
+_LAST_TASK = "SELECT last_task, history FROM traces WHERE key = ?"
 _LABEL = """
 UPDATE checkpoints SET label = ?
 WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
@@ -92,6 +92,10 @@ _RENEW = """
 UPDATE owners SET beat = beat + 1, renewed_at = ?
 WHERE id IN (SELECT owner FROM traces WHERE key IN (SELECT value FROM json_each(?)))
 """
+
+
+Run = Sequence[tuple[int, Append]]
+"""Deltas of one trace, each with its place in the batch."""
 
 
 class Writing:
@@ -180,7 +184,7 @@ class Writing:
         if cursor.rowcount != 1:
             self._undefine(digest)
             return TraceExists(write.trace_id)
-        return self._begin(cursor, 0, first)
+        return self._begin(cursor, 0, first, write.history)
 
     def _fork(self, write: Fork) -> Outcome:
         first = write.first
@@ -206,12 +210,12 @@ class Writing:
         if cursor.rowcount != 1:
             self._connection.execute(_UNPIN, (checkpoint,))
             return TraceExists(write.trace_id)
-        (task,) = self._connection.execute(_LAST_TASK, (cursor.lastrowid,)).fetchone()
-        return self._begin(cursor, write.rev + 1, attrs.evolve(first, task=task))
+        task, window = self._connection.execute(_LAST_TASK, (cursor.lastrowid,)).fetchone()
+        return self._begin(cursor, write.rev + 1, attrs.evolve(first, task=task), window)
 
-    def _begin(self, cursor: sqlite3.Cursor, rev: int, first: Delta) -> Admitted:
+    def _begin(self, cursor: sqlite3.Cursor, rev: int, first: Delta, window: int | None) -> Admitted:
         trace = cursor.lastrowid or 0
-        self._rows.add(trace, 1, rev, first, self._now)
+        self._rows.add(trace, 1, rev, first, self._now, window)
         self._touched.add(trace)
         return Admitted(trace, 1, rev)
 
@@ -231,42 +235,39 @@ class Writing:
     # -- deltas ------------------------------------------------------------------------------------------------
 
     def _append_runs(self, runs: dict[int, list[tuple[int, Append]]], outcomes: list[Outcome]) -> None:
-        for trace, run in runs.items():
-            self._touched.add(trace)
-            for part in _gapless(run):
-                self._append(trace, part, outcomes)
+        self._touched.update(runs)
+        for parts in zip_longest(*map(_gapless, runs.values()), fillvalue=()):  # nearly always one of each trace
+            self._append([run for part in parts if (run := _storable(part, outcomes))], outcomes)
         runs.clear()
 
-    def _append(self, trace: int, run: list[tuple[int, Append]], outcomes: list[Outcome]) -> None:
-        """Append deltas whose revs follow one another; what is wrong with one makes a gap before those after it."""
-        refused = None
-        for at, (place, append) in enumerate(run):
-            if refused := too_big(append.delta):
-                outcomes[place] = refused
-                for later, lost in run[at + 1 :]:
-                    outcomes[later] = OwnershipLost(lost.trace_id)
-                run = run[:at]
-                break
-        if not run:
-            return
-        first, last = run[0][1].delta, run[-1][1].delta
-        given_up = any(append.delta.status in UNOWNED for _, append in run)
-        cursor = self._connection.execute(
-            _APPEND_LAST if given_up else _APPEND,
-            (last.status, last.step, last.rev, self._now, frame(last.error), trace, first.epoch, first.rev - 1),
-        )
-        if cursor.rowcount != 1:
-            run = self._already_there(trace, run, outcomes)
-            if run:
-                self._append(trace, run, outcomes)
-            return
-        for place, append in run:
-            self._rows.add(trace, append.delta.epoch, append.delta.rev, append.delta, self._now)
-            outcomes[place] = Appended(append.delta.rev)
+    def _append(self, runs: list[Run], outcomes: list[Outcome]) -> None:
+        """Append runs of deltas whose revs follow one another, each of another trace."""
+        windows: dict[int, int | None] = {}
+        for statement, last in ((_APPEND, False), (_APPEND_LAST, True)):
+            some = [run for run in runs if any(append.delta.status in UNOWNED for _, append in run) is last]
+            windows.update(
+                execute_all(self._connection, statement, [self._position(run) for run in some], nullable=(4,))
+            )
+        again = []
+        for run in runs:
+            trace = run[0][1].delta.trace
+            if trace in windows:
+                for place, append in run:
+                    delta = append.delta
+                    self._rows.add(trace, delta.epoch, delta.rev, delta, self._now, windows[trace])
+                    outcomes[place] = Appended(delta.rev)
+            elif left := self._already_there(trace, run, outcomes):
+                again.append(left)
+        if again:
+            self._append(again, outcomes)
 
-    def _already_there(
-        self, trace: int, run: list[tuple[int, Append]], outcomes: list[Outcome]
-    ) -> list[tuple[int, Append]]:
+    def _position(self, run: Run) -> tuple[object, ...]:
+        """Where a run leaves its trace, and from where it must begin."""
+        first, last = run[0][1].delta, run[-1][1].delta
+        position = (last.trace, first.epoch, first.rev - 1)
+        return (last.status, last.step, last.rev, self._now, frame(last.error), *position)
+
+    def _already_there(self, trace: int, run: Run, outcomes: list[Outcome]) -> Run:
         """Settle what cannot be appended; returns what is left and can be, now that the rest is known to be there."""
         self._rows.insert(self._connection)
         position = self._connection.execute(_POSITION, (trace,)).fetchone()
@@ -330,7 +331,18 @@ def row_id(trace: int, rev: int) -> int:
     return trace << SHIFT | rev if 0 <= rev <= LAST else -1
 
 
-def _gapless(run: list[tuple[int, Append]]) -> Iterator[list[tuple[int, Append]]]:
+def _storable(run: Run, outcomes: list[Outcome]) -> Run:
+    """`run` up to the first delta that is too big; that makes a gap before those after it."""
+    for at, (place, append) in enumerate(run):
+        if refused := too_big(append.delta):
+            outcomes[place] = refused
+            for later, lost in run[at + 1 :]:
+                outcomes[later] = OwnershipLost(lost.trace_id)
+            return run[:at]
+    return run
+
+
+def _gapless(run: Run) -> Iterator[Run]:
     part = [run[0]]
     for entry in run[1:]:
         last, delta = part[-1][1].delta, entry[1].delta

@@ -5,7 +5,7 @@ from __future__ import annotations
 import attrs
 
 from tinyllm.actors.dispatch import Durability
-from tinyllm.actors.merge import merge
+from tinyllm.actors.merge import Merged
 from tinyllm.graph.records import record
 from tinyllm.storage.contract import UNOWNED, Delta
 
@@ -51,7 +51,7 @@ class TraceSchedule:
         self._policy = policy
         self._rev = rev
         self._written_at = now
-        self._pending: Delta | None = None
+        self._pending: Merged | None = None
         # A trace that goes on may have all it may have; the first pruning finds out.
         self._extra = PRUNE_SLACK if rev > policy.keep else rev - policy.keep
 
@@ -67,7 +67,10 @@ class TraceSchedule:
         policy = self._policy
         if not policy.merges:
             return self._write(delta, now)
-        self._pending = delta if self._pending is None else merge(self._pending, delta)
+        if self._pending is None:
+            self._pending = Merged(delta)
+        else:
+            self._pending.add(delta)
         due = self.due_at
         if forced or self._pending.size > MERGED_BYTES or (due is not None and now >= due):
             return self.flush(now)
@@ -77,8 +80,8 @@ class TraceSchedule:
         """Write what waits."""
         if self._pending is None:
             return []
-        delta, self._pending = self._pending, None
-        return self._write(delta, now)
+        merged, self._pending = self._pending, None
+        return self._write(merged.delta(), now)
 
     def _write(self, delta: Delta, now: float) -> list[Effect]:
         self._rev += 1

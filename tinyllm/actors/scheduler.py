@@ -18,6 +18,10 @@ LINGER_SECONDS = 0.002
 cost more than a small node. What a crash can cost a trace is bounded by its credit all the same."""
 
 
+MERGING_LINGER_SECONDS = 0.02
+"""The same where deltas are merged before they are written: nobody waits for a single one of them."""
+
+
 class CheckpointScheduler:
     """Between all runs of a process and the writer. `bell` rings while it lingers, for what cannot wait.
 
@@ -34,6 +38,9 @@ class CheckpointScheduler:
         shield: anyio.CancelScope,
     ) -> None:
         self._policy = policy
+        self._linger_seconds = LINGER_SECONDS
+        if policy.merges:
+            self._linger_seconds = min(MERGING_LINGER_SECONDS, policy.interval or MERGING_LINGER_SECONDS)
         self._inbox = inbox
         self._bell = bell
         self._writer = writer
@@ -59,7 +66,7 @@ class CheckpointScheduler:
         hurries = any(message.hurry for message in messages if isinstance(message, Stepped | Close))
         drain(self._bell, [])
         if not hurries and messages:
-            with anyio.move_on_after(LINGER_SECONDS), suppress(anyio.EndOfStream):
+            with anyio.move_on_after(self._linger_seconds), suppress(anyio.EndOfStream):
                 await self._bell.receive()
             drain(self._inbox, messages)
 

@@ -1,0 +1,130 @@
+"""What the scripts for tinyllm share: its modes, its event loops, and what is read off its store afterwards.
+
+Modes: `none` records nothing; `memory` keeps checkpoints in memory; `sync` and `async` are tinyllm's own `durability`,
+with SQLite and a checkpoint after each node; `interval` makes one every 5 seconds instead, with SQLite.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import anyio
+import sqlite_utils
+from common import Case, Figures, disk_bytes, percentile
+
+from tinyllm import (
+    CheckpointStorage,
+    Executor,
+    ExecutorConfig,
+    Graph,
+    InMemoryCheckpointStorage,
+    SQLiteCheckpointStorage,
+)
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "none": {},
+    "memory": {},
+    "sync": {"durability": "sync"},
+    "async": {"durability": "async"},
+    "interval": {"checkpoint_after_each_node": False, "checkpoint_interval_ms": 5000},
+}
+
+LOOPS: dict[str, dict[str, Any]] = {
+    "asyncio": {"backend": "asyncio"},
+    "trio": {"backend": "trio"},
+    "uvloop": {"backend": "asyncio", "backend_options": {"use_uvloop": True}},  # raises where it is not installed
+}
+
+Work = Callable[[Case], Awaitable[Figures]]
+
+
+def measuring(work: Work, *, warm_up: int) -> Callable[[Case], Figures]:
+    """What `common.main` calls: it does `work` with the size `warm_up` first, in another store, and then for the clock;
+    and says how large the store has become, and what an empty one is."""
+
+    async def both(case: Case) -> Figures:
+        await work(_in_folder(case, "warm-up", min(warm_up, case.n)))
+        return await work(_in_folder(case, "measured", case.n))
+
+    async def nothing(case: Case) -> Figures:
+        async with opened(case.mode, case.folder):
+            return {}
+
+    def measure(case: Case) -> Figures:
+        figures = anyio.run(both, case, **LOOPS[case.loop])
+        if case.mode in ("none", "memory"):
+            return figures
+        anyio.run(nothing, _in_folder(case, "empty", 0), **LOOPS[case.loop])
+        figures.setdefault("disk_bytes", disk_bytes(case.folder / "measured"))
+        figures["empty_bytes"] = disk_bytes(case.folder / "empty")
+        return figures | _pragmas(case.folder / "measured")
+
+    return measure
+
+
+def _in_folder(case: Case, name: str, n: int) -> Case:
+    return Case(case.mode, case.loop, n, case.folder / name)
+
+
+@asynccontextmanager
+async def opened(mode: str, folder: Path) -> AsyncIterator[CheckpointStorage | None]:
+    """The mode's store, open; None for `none`."""
+    if mode == "none":
+        yield None
+        return
+    storage = InMemoryCheckpointStorage() if mode == "memory" else SQLiteCheckpointStorage(folder)
+    await storage.initialize()
+    try:
+        yield storage
+    finally:
+        await storage.close()
+
+
+@asynccontextmanager
+async def executing(graph: Graph, case: Case, **more: Any) -> AsyncIterator[Executor]:
+    """An executor of `graph` with the case's mode and store, ready; `more` are settings beyond those of the mode."""
+    config = ExecutorConfig(**SETTINGS[case.mode] | more)
+    async with opened(case.mode, case.folder) as storage, Executor(graph, config, storage) as executor:
+        yield executor
+
+
+class Stalls:
+    """By how much a task oversleeps that sleeps 1 ms again and again: how long the event loop let others wait."""
+
+    def __init__(self) -> None:
+        self._late: list[float] = []
+
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._watch)
+            yield
+            await anyio.sleep(0.001)  # what was asleep then has woken, however long it was kept from it
+            tasks.cancel_scope.cancel()
+
+    async def _watch(self) -> None:
+        while True:
+            began = perf_counter()
+            await anyio.sleep(0.001)
+            self._late.append((perf_counter() - began) * 1000 - 1)
+
+    def figures(self) -> Figures:
+        return {
+            "stall_p50_ms": percentile(self._late, 50),
+            "stall_p99_ms": percentile(self._late, 99),
+            "stall_max_ms": max(self._late),
+        }
+
+
+def _pragmas(folder: Path) -> Figures:
+    """The journal mode is a fact of the file. How much is synchronized is one of the writing connection, which is not
+    public: what stands here is what docs/reference/storage.md promises."""
+    database = sqlite_utils.Database(folder / "tinyllm.db")
+    try:
+        return {"journal_mode": database.journal_mode, "synchronous": "full, as documented"}
+    finally:
+        database.close()

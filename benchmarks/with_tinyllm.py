@@ -6,22 +6,27 @@ with SQLite and a checkpoint after each node; `interval` makes one every 5 secon
 
 from __future__ import annotations
 
+import os
+from base64 import b64encode
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from random import Random
 from time import perf_counter
 from typing import Any
 
 import anyio
 import sqlite_utils
-from common import Case, Figures, disk_bytes, percentile
 
+from common import Case, Figures, disk_bytes, percentile
 from tinyllm import (
     CheckpointStorage,
     Executor,
     ExecutorConfig,
     Graph,
+    GraphBuilder,
     InMemoryCheckpointStorage,
+    Result,
     SQLiteCheckpointStorage,
 )
 
@@ -85,11 +90,39 @@ async def opened(mode: str, folder: Path) -> AsyncIterator[CheckpointStorage | N
 
 
 @asynccontextmanager
-async def executing(graph: Graph, case: Case, **more: Any) -> AsyncIterator[Executor]:
-    """An executor of `graph` with the case's mode and store, ready; `more` are settings beyond those of the mode."""
-    config = ExecutorConfig(**SETTINGS[case.mode] | more)
+async def executing(graph: Graph, case: Case) -> AsyncIterator[Executor]:
+    """An executor of `graph` with the case's mode and store, ready."""
+    config = ExecutorConfig(**SETTINGS[case.mode])
     async with opened(case.mode, case.folder) as storage, Executor(graph, config, storage) as executor:
         yield executor
+
+
+def chain(n: int) -> Graph:
+    """A chain of `n` nodes that do nothing but pass their input on: all time is the engine's."""
+    builder = GraphBuilder("chain")
+    for index in range(n):
+        builder.node(pass_on, id=f"n{index}")
+    return builder.chain(*[f"n{index}" for index in range(n)]).build()
+
+
+async def pass_on(state: str) -> str:
+    return state
+
+
+def loop(step: Callable[..., Awaitable[Result]], **keys: Any) -> Graph:
+    """A graph of the one node `step`, which goes to itself until it says otherwise; `keys` are further ones of it."""
+    return GraphBuilder("loop", allow_cycles=True, **keys).node(step, id="step", targets="step").entry("step").build()
+
+
+def noise(count: int, size: int) -> list[str]:
+    """`count` texts of `size` characters, the same ones each time, that compression makes hardly smaller."""
+    random = Random(0)
+    return [b64encode(random.randbytes(size * 3 // 4 + 3)).decode()[:size] for _ in range(count)]
+
+
+def rss_bytes() -> int:
+    """The memory that the process has now, on Linux."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 class Stalls:

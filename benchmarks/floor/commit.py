@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from statistics import median
 
-from common import Case, Clock, Figures, main
 from sqlite_utils.utils import sqlite3  # the library that tinyllm uses: both choose it in the same way
+
+from common import Case, Clock, Figures, main
 
 
 def commit(case: Case) -> Figures:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
 from common import Case, Clock, Figures, main
 from with_tinyllm import LOOPS
 

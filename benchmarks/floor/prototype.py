@@ -2,7 +2,7 @@
 
 A Run starts a node, a NodeExecutor runs it and captures its result as bytes, the Run plans the next and hands a delta
 over, a CheckpointScheduler passes it on, a StorageWriter commits what has come. The mailboxes are bounded, at most 64
-deltas are unacknowledged, and it ends when everything is durable. No joins, conditions, retries, pauses, leases, pruning.
+deltas are unacknowledged, and it ends when all is durable. No joins, conditions, retries, pauses, leases or pruning.
 
 Modes: `none`, `async`, `sync`.
 """
@@ -20,8 +20,9 @@ import anyio
 import attrs
 import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
-from common import Case, Clock, Figures, disk_bytes, main
 from deltas import Delta, Store
+
+from common import Case, Clock, Figures, disk_bytes, main
 from with_tinyllm import LOOPS
 
 CREDIT = 64

@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import median
 
 import msgspec
-from common import Case, Clock, Figures, main
 from sqlite_utils.utils import sqlite3
+
+from common import Case, Clock, Figures, main
 
 
 def read_decode(case: Case) -> Figures:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from statistics import median
 
 import msgspec
-from common import Case, Clock, Figures, main
 from deltas import ROWS, Delta, Store
+
+from common import Case, Clock, Figures, main
 
 BATCH = 128
 

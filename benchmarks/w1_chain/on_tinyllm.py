@@ -1,22 +1,9 @@
-"""W1: a chain of `n` nodes that each pass on a text of 200 bytes; they do nothing else, so all time is the engine's."""
+"""W1: a chain of `n` nodes that each pass on a text of 200 bytes."""
 
 from __future__ import annotations
 
 from common import Case, Clock, Figures, main
-from with_tinyllm import executing, measuring
-
-from tinyllm import Graph, GraphBuilder
-
-
-async def step(state: str) -> str:
-    return state
-
-
-def chain(n: int) -> Graph:
-    builder = GraphBuilder("chain")
-    for index in range(n):
-        builder.node(step, id=f"n{index}")
-    return builder.chain(*[f"n{index}" for index in range(n)]).build()
+from with_tinyllm import chain, executing, measuring
 
 
 async def run_chain(case: Case) -> Figures:

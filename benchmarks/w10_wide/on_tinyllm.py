@@ -24,8 +24,9 @@ async def run_wide(case: Case) -> Figures:
     stalls = Stalls()
     async with executing(builder.node(gather, join="all").build(), case) as executor, stalls.watching():
         with Clock() as clock:
-            await executor.execute(case.n)
-    return {"us_per_node": clock.seconds / (case.n + 2) * 1e6, **stalls.figures()}
+            response = await executor.execute(case.n)
+    assert response.nodes_executed == case.n + 2
+    return {"us_per_node": clock.seconds / response.nodes_executed * 1e6, **stalls.figures()}
 
 
 if __name__ == "__main__":

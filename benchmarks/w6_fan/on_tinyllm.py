@@ -29,8 +29,9 @@ def rounds() -> Graph:
 async def run_rounds(case: Case) -> Figures:
     async with executing(rounds(), case) as executor:
         with Clock() as clock:
-            await executor.execute(case.n)
-    return {"us_per_node": clock.seconds / (case.n * (WIDTH + 2)) * 1e6}
+            response = await executor.execute(case.n)
+    assert response.nodes_executed == case.n * (WIDTH + 2)
+    return {"us_per_node": clock.seconds / response.nodes_executed * 1e6}
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-# `make demo` and `make test` need Python 3.11+, git and make; everything else goes into .venv.
+# `make demo`, `make test` and `make bench` need Python 3.11+, git and make; everything else goes into .venv and build.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test docs torture lint format types imports clean
+define need_python
+@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+  echo "tinyllm needs Python 3.11 or newer, and '$(PYTHON)' is not that; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+endef
+
+.PHONY: demo test docs torture bench bench-quick lint format types imports clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/demo.py
@@ -16,6 +21,16 @@ docs: .venv/ready
 
 torture: .venv/ready
 	$(BIN)/python -m tests.torture
+
+# About 45 minutes on 2 cores; nothing else should run beside it. What is measured goes to docs/benchmarks.
+bench:
+	$(need_python)
+	@$(PYTHON) benchmarks/bench.py
+
+# Minutes; what is measured goes to build/bench/quick.
+bench-quick:
+	$(need_python)
+	@$(PYTHON) benchmarks/bench.py --quick
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -37,8 +52,7 @@ clean:
 
 # pip before 25.3 cannot constrain what a build needs, so the build's needs are installed first, constrained like the rest.
 .venv/ready: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
-	  echo "tinyllm needs Python 3.11 or newer, and '$(PYTHON)' is not that; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(need_python)
 	@echo "Installing into .venv (once; about half a minute) ..."
 	@rm -rf .venv
 	@$(PYTHON) -m venv .venv

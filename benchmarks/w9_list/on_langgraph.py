@@ -31,7 +31,7 @@ async def run(case: Case) -> Figures:
         assert len(end["items"]) == 1024 + case.n
         return {
             "us_per_node": clock.seconds / case.n * 1e6,
-            "payload_bytes": (1024 + case.n) * 1024,
+            "payload_bytes": case.n * 1024,
             **await pragmas(saver),
         }
 

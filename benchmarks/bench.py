@@ -32,15 +32,15 @@ PROBE = Variant("w1", "commit", "sync", "asyncio", 1000, 1000)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds; written to build/bench/quick")
+    parser.add_argument("--quick", action="store_true", help="small sizes, one round; written to build/bench/quick")
     parser.add_argument("--only", default="", help="workloads to run, like w1,w3; they are written to build/bench/some")
-    parser.add_argument("--rounds", type=int, help="how often each variant runs (5; with --quick 2)")
+    parser.add_argument("--rounds", type=int, help="how often each variant runs (5; with --quick 1)")
     options = parser.parse_args()
     only = set(options.only.split(",")) - {""}
     if unknown := only - set(TITLES):
         parser.error(f"no workload {', '.join(sorted(unknown))}; there are {', '.join(TITLES)}")
     chosen = variants(options.quick, only)
-    rounds = options.rounds or (2 if options.quick else 5)
+    rounds = options.rounds or (1 if options.quick else 5)
 
     pythons = {name: make_venv(name) for name in sorted({"tinyllm", *(variant.venv for variant in chosen)})}
     bench = Bench(pythons, timeout=120 if options.quick else 600)

@@ -99,6 +99,10 @@ def _burr_at_its_best(results: Results) -> float:
     return min(_us("w1 burr shipped")(results), _us("w1 burr shipped-async")(results))
 
 
+def _constant_adds(results: Results) -> float:
+    return results.get("w5 tinyllm async", "us_per_step") - results.get("w5 tinyllm none", "us_per_step")
+
+
 def _disk_of_messages(results: Results) -> float:
     """The worst of all sizes from 1,000 on."""
     worst = 0.0
@@ -170,7 +174,7 @@ TARGETS = (
             _figure("w4 tinyllm async", "all_read_ms", 10_000), _figure("w4 read_decode none", "all_read_ms", 10_000)
         ),
     ),
-    Target("w5", "async adds", 150, "us/step", _added("w5 tinyllm async", "w5 tinyllm none")),
+    Target("w5", "async adds to a step, once the 5 MiB are recorded", 150, "us/step", _constant_adds),
     Target("w5", "disk, over 5 MiB", 1.3, "x", _figure("w5 tinyllm async", "disk_bytes", scale=1 / (5 * MIB))),
     Target("w6", "durable", 120, "us/node", _us("w6 tinyllm async")),
     Target("w7", "durable steps", 10_000, "steps/s", _figure("w7 tinyllm async", "steps_per_second"), True),

@@ -37,6 +37,11 @@ def measured(case: Case, small: int, keys: list[str], first: dict[str, Any], cha
         figures = asyncio.run(run) if run else _run(sized, keys, first, change)
     if case.mode != "none":
         figures["disk_bytes"] = disk_bytes(sized.folder)
+        empty = case.folder / "empty"
+        empty.mkdir()
+        with SQLitePersister.from_values(db_path=str(empty / "burr.db")) as persister:
+            persister.initialize()
+        figures["empty_bytes"] = disk_bytes(empty)
     return figures
 
 

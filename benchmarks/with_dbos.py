@@ -59,6 +59,10 @@ def measured(case: Case, small: int, run: Callable[[Case], Awaitable[Figures]]) 
             sized.folder.mkdir()
             with _launched(sized) as application:
                 figures = await run(sized) | _pragmas(application)
-        return figures | {"disk_bytes": disk_bytes(sized.folder)}
+        empty = replace(case, folder=case.folder / "empty")
+        empty.folder.mkdir()
+        with _launched(empty):
+            pass
+        return figures | {"disk_bytes": disk_bytes(sized.folder), "empty_bytes": disk_bytes(empty.folder)}
 
     return asyncio.run(both())

@@ -82,6 +82,11 @@ def measured(case: Case, small: int, run: Callable[[Case], Awaitable[Figures]]) 
             figures = await run(replace(case, n=n, folder=folder))
         if case.mode != "none":
             figures["disk_bytes"] = disk_bytes(folder)
+            empty = case.folder / "empty"
+            empty.mkdir()
+            async with opened(case.mode, empty):
+                pass
+            figures["empty_bytes"] = disk_bytes(empty)
         return figures
 
     return asyncio.run(both())

@@ -1,9 +1,9 @@
 """W4 on LangGraph: a thread of `n` messages of 1 KiB is opened anew: until a node starts, and until all are read.
 
 A new connection and a new graph each time, as after a restart, both made before the clock starts; the medians of five.
-LangGraph reads the newest state whole before a node starts; with the `DeltaChannel` it folds what was written since its
-last snapshot. The thread is made with the durability `exit` for the plain reducer, which writes its list once and leaves
-the smallest file; the delta needs its steps.
+LangGraph reads the newest state whole before a node starts; with the `DeltaChannel` it folds what was written since
+its last snapshot. The thread is made with the durability `exit` for the plain reducer, which writes its list once and
+leaves the smallest file; the delta needs its steps.
 """
 
 from __future__ import annotations

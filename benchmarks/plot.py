@@ -11,7 +11,7 @@ from targets import Results
 WIDTH, LEFT, RIGHT, ROW = 860, 250, 70, 20
 COLOURS = {"tinyllm": "#1f6feb", "langgraph": "#d1590a", "dbos": "#6e40c9", "burr": "#8a6d00"}
 FLOOR_COLOUR = "#8b949e"
-NOT_DURABLE = ("none", "exit", "memory")
+NOT_DURABLE = ("none", "exit", "memory", "interval")
 
 Series = dict[str, list[tuple[float, float]]]
 
@@ -74,7 +74,7 @@ class _Log:
 def _bars(bars: list[tuple[str, float]]) -> list[str]:
     axis = _Log([value for _, value in bars], LEFT, WIDTH - RIGHT)
     bottom = 60 + ROW * len(bars)
-    parts = [_text(20, 24, "W1: us per durable node (logarithmic; shorter is better)", weight="bold")]
+    parts = [_text(20, 24, "W1: us per node, durable after each (logarithmic; shorter is better)", weight="bold")]
     for tick in axis.ticks():
         parts.append(_line(axis.at(tick), 50, axis.at(tick), bottom))
         parts.append(_text(axis.at(tick), 44, f"{tick:g}", anchor="middle"))

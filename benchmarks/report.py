@@ -87,13 +87,19 @@ def _head(result: dict[str, Any]) -> str:
         "",
         f"On {result['when']}, tree `{result['tree']}`; medians of {result['rounds']} alternating rounds"
         + ("; **a quick run with small sizes, which no figure is to be quoted from**." if result["quick"] else "."),
-        f"One raw commit (WAL, `synchronous=FULL`) took {probes}.",
+        f"One raw commit (WAL, `synchronous=FULL`) took {probes}."
+        + (" **The disk changed its speed meanwhile.**" if _changed(list(commit.values())) else ""),
         "",
         *(f"- {name}: {value}" for name, value in result["machine"].items()),
     ]
     if result["failures"]:
         lines += ["", "Failed:", "", *(f"- {failure}" for failure in result["failures"])]
     return "\n".join(lines) + "\n\n![us per durable node by system; us per step as messages grow](results.svg)"
+
+
+def _changed(probes: list[float | None]) -> bool:
+    known = [us for us in probes if us]
+    return bool(known) and max(known) > 1.5 * min(known)
 
 
 def _targets(verdicts: list[Verdict]) -> str:

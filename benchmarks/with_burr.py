@@ -19,6 +19,8 @@ from burr.integrations.persisters.b_aiosqlite import AsyncSQLitePersister
 
 from common import Case, Clock, Figures, disk_bytes
 
+MODES = ("none", "shipped", "shipped-async")
+
 Change = Callable[[State], State]
 
 
@@ -30,6 +32,8 @@ def end(state: State) -> State:
 def measured(case: Case, small: int, keys: list[str], first: dict[str, Any], change: Change) -> Figures:
     """Wall time of `n` steps that each apply `change` to `keys` of the state, after a case of size `small` in a store
     of its own; `change` counts in `count`."""
+    if case.mode not in MODES:
+        raise SystemExit(f"no mode {case.mode!r}: there are {', '.join(MODES)}")
     for name, n in (("warm-up", small), ("store", case.n)):
         sized = replace(case, n=n, folder=case.folder / name)
         sized.folder.mkdir()

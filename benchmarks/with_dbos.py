@@ -17,6 +17,8 @@ from dbos import DBOS, DBOSConfig
 
 from common import Case, Figures, disk_bytes
 
+MODES = ("shipped", "walfull")
+
 
 def _wal_and_full(connection: Any, _: object) -> None:
     connection.execute("PRAGMA journal_mode=WAL")
@@ -52,6 +54,9 @@ def _pragmas(application: DBOS) -> Figures:
 
 def measured(case: Case, small: int, run: Callable[[Case], Awaitable[Figures]]) -> Figures:
     """The figures of `run`, after a case of size `small` in a store of its own, both on one event loop."""
+
+    if case.mode not in MODES:
+        raise SystemExit(f"no mode {case.mode!r}: there are {', '.join(MODES)}")
 
     async def both() -> Figures:
         for name, n in (("warm-up", small), ("store", case.n)):

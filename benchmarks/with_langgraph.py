@@ -20,6 +20,9 @@ from langgraph.checkpoint.sqlite.aio import AsyncSqliteSaver
 
 from common import Case, Figures, disk_bytes
 
+MODES = ("none", "sync", "async", "exit", "sync-delta", "async-delta")
+"""LangGraph itself takes any word for a durability."""
+
 LIMIT = 1_000_000
 """LangGraph ends a run after so many supersteps; no workload here is to be ended."""
 
@@ -74,6 +77,9 @@ async def pragmas(saver: AsyncSqliteSaver | None) -> Figures:
 def measured(case: Case, small: int, run: Callable[[Case], Awaitable[Figures]]) -> Figures:
     """The figures of `run`, after a case of size `small` in a store of its own: so nothing is imported, compiled or
     planned for the first time inside the clock."""
+
+    if case.mode not in MODES:
+        raise SystemExit(f"no mode {case.mode!r}: there are {', '.join(MODES)}")
 
     async def both() -> Figures:
         for name, n in (("warm-up", small), ("store", case.n)):

@@ -63,6 +63,7 @@ class Dispatch:
         """Whether the loop was blocked: nodes that run in it tell when they have started."""
         self._starting: int | None = None
         self._awaited = 0
+        self._awaits_next = False
         self.handed = 0
         self.durable = 0
         self.stopped = False
@@ -81,6 +82,11 @@ class Dispatch:
         return len(self._unacknowledged) < CREDIT
 
     @property
+    def needs_telling(self) -> bool:
+        """Whether an acknowledgement is worth a turn of the loop: it would be missed soon."""
+        return self._sync or self.durable < self._awaited or len(self._unacknowledged) >= CREDIT // 2
+
+    @property
     def hurries(self) -> bool:
         """Nothing more starts before what was handed over is durable."""
         return self._sync or not self.has_credit
@@ -88,6 +94,8 @@ class Dispatch:
     def hand(self, number: int, *, forced: bool) -> None:
         """Delta `number` is handed over."""
         self.handed = number
+        if self._awaits_next:
+            self._awaited, self._awaits_next = number, False
         if forced or not self._merges:
             self._unacknowledged.append(number)
 
@@ -154,17 +162,17 @@ class Dispatch:
         return bool(effects) and self._commits_output and any(activation.node in effects for activation in planned)
 
     def loop_was_blocked(self) -> None:
-        """A node blocked the loop until it ended."""
+        """A node blocked the loop until it ended; the next delta is what came of it."""
         self.careful = True
-        if not self._merges:  # what is merged is not written so soon
-            self._awaited = self.handed
+        self._awaits_next = not self._merges  # what is merged is not written so soon
 
     def started(self, seq: int) -> None:
         if self._starting == seq:
             self._starting = None
 
     def deferred(self, seq: int) -> None:
-        """It was not started, and is to be sent again."""
+        """It was not started, because another has blocked the loop, and is to be sent again."""
+        self.careful = True
         activation = self.ended(seq)
         self._ready.setdefault(activation.node, deque()).appendleft(activation)
 

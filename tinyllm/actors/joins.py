@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import cache
 
 import attrs
 
@@ -43,7 +42,6 @@ class Joins:
         self._graph = graph
         self.rounds: dict[str, Round] = {}
         self._restored: dict[int, list[Arrival]] = {}
-        self.first_behind = cache(self._first_behind)
 
     @property
     def waiting(self) -> bool:
@@ -104,24 +102,6 @@ class Joins:
             return free
         rank = self._graph.rank
         return [min(rounds, key=lambda node: (rank[node], min(a.depth for a in rounds[node].arrivals), node))]
-
-    def _first_behind(self, node: str) -> frozenset[str]:
-        """The joins that paths from `node` on meet first (`node` itself, if it is one); behind an exit, the end."""
-        found: set[str] = set()
-        seen: set[str] = set()
-        todo = [node]
-        while todo:
-            here = todo.pop()
-            if here in seen:
-                continue
-            seen.add(here)
-            if self._graph.nodes[here].join == "all":
-                found.add(here)
-            else:
-                if here in self._graph.exit_points:
-                    found.add(END)
-                todo.extend(self._graph.successors[here])
-        return frozenset(found)
 
 
 def joined(arrivals: Iterable[Arrival]) -> tuple[tuple[tuple[int, str], ...], Captured]:

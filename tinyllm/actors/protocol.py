@@ -161,12 +161,14 @@ class Open:
 @record(eq=False)
 class Stepped:
     """`forced`: somebody waits for it (an end, a failure, an `effects` node), whatever the interval. `hurry`: the
-    scheduler is not to wait for more to hand over with it."""
+    scheduler is not to wait for more to hand over with it. `tell`: say when it is durable; a run that needs not know
+    is not woken for it."""
 
     trace_id: str
     delta: Delta
     forced: bool
     hurry: bool = True
+    tell: bool = True
 
 
 @record(eq=False)
@@ -198,6 +200,7 @@ class Put:
     trace_id: str
     delta: Delta
     reply: RunAddress
+    tell: bool = True
 
 
 @record(eq=False)

@@ -85,7 +85,8 @@ class Router:
                 for at, target in enumerate(targets)
             ], awaited
         if output.goto is None and node.targets and not self._graph.outgoing[node_id] and output.body == b"[]":
-            return [], frozenset().union(*map(self._joins.first_behind, node.targets))  # no sends: an empty fan-out
+            # No sends: an empty fan-out.
+            return [], frozenset().union(*(self._graph.first_joins[target] for target in node.targets))
         if output.goto is not None:
             self._check_declared(node, output.goto)
             routes = [Route(target, self._id(cause, f"goto:{target}", 0)) for target in dict.fromkeys(output.goto)]
@@ -114,7 +115,7 @@ class Router:
                 )
             self._check_width(node, len(items), f"the edge to {edge.to_node!r} makes")
             if not items:
-                awaited |= self._joins.first_behind(edge.to_node)
+                awaited |= self._graph.first_joins[edge.to_node]
             routes += [Route(edge.to_node, self._id(cause, label, at), item=at, index=at) for at in range(len(items))]
         return routes, awaited
 

@@ -219,7 +219,6 @@ class Run:
             case Started():
                 self._dispatch.started(message.seq)
             case Deferred():
-                self._dispatch.loop_was_blocked()
                 self._dispatch.deferred(message.seq)
             case Failed():
                 await self._failed(message)
@@ -277,9 +276,9 @@ class Run:
             return
         activation = self._dispatch.ended(message.seq)
         self._dear = self._dear or message.duration_ms > DEAR_MS
-        await self._hand(delta, forced=plan.status != "running")
         if message.blocked:
             self._dispatch.loop_was_blocked()
+        await self._hand(delta, forced=plan.status != "running")
         self._telling.finished(activation.node, message.duration_ms)
         self._stop_if_failed()
 
@@ -354,7 +353,8 @@ class Run:
             self._acknowledge(delta.number, delta.step)
         else:
             hurry = forced or self._dispatch.hurries or (self._dear and not self._merges)
-            await self._journal.post(Stepped(self._plan.trace_id, delta, forced, hurry), hurry=hurry)
+            tell = forced or self._telling.observed or self._dispatch.needs_telling
+            await self._journal.post(Stepped(self._plan.trace_id, delta, forced, hurry, tell), hurry=hurry)
         self._telling.planned(planned)
 
     async def _let_it_be_written(self) -> None:

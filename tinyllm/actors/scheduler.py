@@ -76,7 +76,7 @@ class CheckpointScheduler:
                 self._traces[message.trace_id] = message, TraceSchedule(self._policy, message.rev, now)
             case Stepped():
                 trace, schedule = self._traces[message.trace_id]
-                await self._do(trace, schedule.stepped(message.delta, message.forced, now))
+                await self._do(trace, schedule.stepped(message.delta, message.forced, now), tell=message.tell)
             case Close():
                 trace, schedule = self._traces.pop(message.trace_id)
                 await self._do(trace, schedule.flush(now))
@@ -98,11 +98,11 @@ class CheckpointScheduler:
             if schedule.due_at is not None and schedule.due_at <= now:
                 await self._do(trace, schedule.flush(now))
 
-    async def _do(self, trace: Open, effects: list[Effect]) -> None:
+    async def _do(self, trace: Open, effects: list[Effect], *, tell: bool = True) -> None:
         for effect in effects:
             match effect:
                 case WriteNow():
-                    await post(self._writer, Put(trace.trace_id, effect.delta, trace.reply))
+                    await post(self._writer, Put(trace.trace_id, effect.delta, trace.reply, tell))
                 case PruneNow():
                     await post(self._writer, PruneDue(trace.trace_id, trace.trace))
                 case _:

@@ -19,24 +19,24 @@ class Telling:
     def __init__(self, plan: Plan, emit: Callable[[events.Event], None] | None) -> None:
         self._plan = plan
         self._trace_id = plan.trace_id
-        self._observed = emit is not None
+        self.observed = emit is not None
         self._emit = emit or _nobody
         self._asked: deque[tuple[int, events.NodePaused]] = deque()
         """Questions that are not told yet, with their deltas: nobody can answer what the store does not know."""
 
     def planned(self, planned: Sequence[Activation]) -> None:
-        if not self._observed:
+        if not self.observed:
             return
         for node, count in Counter(activation.node for activation in planned).items():
             self._emit(events.Planned(self._trace_id, node, count))
 
     def started(self, node: str) -> None:
-        if self._observed:
+        if self.observed:
             self._emit(events.NodeStarted(self._trace_id, node))
 
     def finished(self, node: str, duration_ms: float) -> None:
         """`node` finished, with the plan's newest step."""
-        if self._observed:
+        if self.observed:
             self._emit(events.NodeFinished(self._trace_id, node, self._plan.step, duration_ms))
         for key, written, size in self._plan.amplified:
             logger.warning(
@@ -74,7 +74,7 @@ class Telling:
             self._emit(self._asked.popleft()[1])
 
     def committed(self, step: int, rev: int) -> None:
-        if self._observed:
+        if self.observed:
             self._emit(events.Committed(self._trace_id, step, rev))
 
 

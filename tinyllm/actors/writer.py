@@ -45,6 +45,8 @@ class StorageWriter:
         self._queue = Queue()
         self._prune_due: dict[int, PruneDue] = {}
         self._reclaimable = False
+        self._durable: dict[str, Put] = {}
+        """The last durable delta of each trace of which its run was not told."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._shield, self._inbox:
@@ -110,19 +112,21 @@ class StorageWriter:
 
     def _tell_all(self, told: Iterable[tuple[Put | Ask, Outcome]]) -> None:
         """Tell those who wait, in order; of several deltas of a trace, that the last is durable."""
-        durable: dict[str, Put] = {}
+        asked: dict[str, None] = {}
         for item, outcome in told:
             if isinstance(item, Put) and not isinstance(outcome, Exception):
-                durable[item.trace_id] = item
+                self._durable[item.trace_id] = item
+                if item.tell:
+                    asked[item.trace_id] = None
                 continue
-            if (last := durable.pop(item.trace_id, None)) is not None:
-                self._tell_durable(last)
+            self._tell_durable(item.trace_id)
             self._tell(item, outcome)
-        for last in durable.values():
-            self._tell_durable(last)
+        for trace_id in asked:
+            self._tell_durable(trace_id)
 
-    def _tell_durable(self, item: Put) -> None:
-        reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+    def _tell_durable(self, trace_id: str) -> None:
+        if (item := self._durable.pop(trace_id, None)) is not None:
+            reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
 
     def _tell(self, item: Put | Ask, outcome: Outcome | Exception) -> None:
         if isinstance(item, Ask):

@@ -42,8 +42,9 @@ from tinyllm.storage.thread import outlast
 
 logger = logging.getLogger(__name__)
 
-MAILBOX = 256
-"""Twice the largest batch: the writer finds its next one complete when a commit ends. Senders to a full one wait."""
+MAILBOX = 2048
+"""Many times the largest batch, and a message from each of many traces: to wait for room costs a run as much as a small
+node. A message is a few hundred bytes, of which the bodies are held by the trace in any case."""
 
 SHUTDOWN_SECONDS = 30.0
 """How long the scheduler and the writer may take to write what they hold when everything else has ended."""

@@ -195,6 +195,29 @@ class Graph:
         return {node: closure(node) for node in self.nodes}
 
     @cached_property
+    def first_joins(self) -> Mapping[str, frozenset[str]]:
+        """For each node, the joins that paths from it on meet first (itself, if it is one); behind an exit, the end."""
+
+        def met(node: str) -> frozenset[str]:
+            found: set[str] = set()
+            seen: set[str] = set()
+            todo = [node]
+            while todo:
+                here = todo.pop()
+                if here in seen:
+                    continue
+                seen.add(here)
+                if self.nodes[here].join == "all":
+                    found.add(here)
+                else:
+                    if here in self.exit_points:
+                        found.add(END)
+                    todo.extend(self.successors[here])
+            return frozenset(found)
+
+        return {node: met(node) for node in self.nodes}
+
+    @cached_property
     def rank(self) -> Mapping[str, int]:
         """A topological number for each strongly connected component: lower runs before higher."""
         component = {n: frozenset({n} | {m for m in self.reach[n] if n in self.reach[m]}) for n in self.nodes}

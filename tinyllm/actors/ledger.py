@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Mapping
 
 from tinyllm.actors.protocol import Answer
@@ -15,8 +14,8 @@ class Ledger:
         self.durable_versions = versions
         """The variables as of the newest durable delta: what nodes with effects see."""
         self.durable_step = step
-        self._versions: deque[tuple[int, Mapping[str, Version]]] = deque()
-        self._waiting: deque[tuple[int, Answer]] = deque()
+        self._versions: list[tuple[int, Mapping[str, Version]]] = []
+        self._waiting: list[tuple[int, Answer]] = []
         self._durable = 0
 
     def change(self, number: int, versions: Mapping[str, Version]) -> None:
@@ -34,11 +33,11 @@ class Ledger:
         """All up to delta `number` is as durable as it will be."""
         self._durable, self.durable_step = number, step
         while self._versions and self._versions[0][0] <= number:
-            _, self.durable_versions = self._versions.popleft()
+            _, self.durable_versions = self._versions.pop(0)
         while self._waiting and self._waiting[0][0] <= number:
-            self._waiting.popleft()[1].settle(Done())
+            self._waiting.pop(0)[1].settle(Done())
 
     def refuse(self, error: Exception) -> None:
         """Nothing more becomes durable."""
         while self._waiting:
-            self._waiting.popleft()[1].settle(error)
+            self._waiting.pop(0)[1].settle(error)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import assert_never
@@ -105,7 +104,7 @@ class Run:
         # acknowledgement for each delta that may be open, and a few for what is written unasked. So nobody who answers
         # waits. (Commands are told only while the few have room.)
         self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](3 * bounds.most + CREDIT + 16)
-        self._held: deque[Finished | Progressed] = deque()
+        self._held: list[Finished | Progressed] = []
         """What waits for credit."""
         self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
         self._refusal: Exception | None = None
@@ -233,13 +232,13 @@ class Run:
                 self._acknowledge(message.number, message.step)
                 self._telling.committed(message.step, message.rev)
                 while self._held and self._dispatch.has_credit:
-                    await self._take_in(self._held.popleft())
+                    await self._take_in(self._held.pop(0))
             case Refused():
                 if self._refusal is not None:
                     return  # what was under way behind a refused delta is refused for leaving a gap
                 self._refusal = message.error
                 while self._held:
-                    await self._take_in(self._held.popleft())
+                    await self._take_in(self._held.pop(0))
                 self._ledger.refuse(message.error)
                 self._dispatch.stopped = True
                 if isinstance(message.error, OwnershipLost):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from tinyllm.actors import events
@@ -21,7 +21,7 @@ class Telling:
         self._trace_id = plan.trace_id
         self.observed = emit is not None
         self._emit = emit or _nobody
-        self._asked: deque[tuple[int, events.NodePaused]] = deque()
+        self._asked: list[tuple[int, events.NodePaused]] = []
         """Questions that are not told yet, with their deltas: nobody can answer what the store does not know."""
 
     def planned(self, planned: Sequence[Activation]) -> None:
@@ -71,7 +71,7 @@ class Telling:
     def acknowledged(self, number: int) -> None:
         """All up to delta `number` is as durable as it will be."""
         while self._asked and self._asked[0][0] <= number:
-            self._emit(self._asked.popleft()[1])
+            self._emit(self._asked.pop(0)[1])
 
     def committed(self, step: int, rev: int) -> None:
         if self.observed:

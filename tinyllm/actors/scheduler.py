@@ -13,7 +13,7 @@ from tinyllm.actors.mailbox import drain, post, take
 from tinyllm.actors.protocol import Ask, Close, Hurry, Open, PruneDue, Put, ScheduleMessage, Stepped, WriteMessage
 from tinyllm.actors.schedule import Effect, Policy, PruneNow, TraceSchedule, WriteNow
 
-LINGER_SECONDS = 0.002
+LINGER_SECONDS = 0.004
 """How long deltas that nobody waits for gather before they are taken: to wake two actors and to commit for each would
 cost more than a small node. What a crash can cost a trace is bounded by its credit all the same."""
 

@@ -103,12 +103,14 @@ class TraceCall:
         self, trace_id: str, accept_graph_change: bool, answers: Mapping[str, Any] | None = None
     ) -> TaskResponse:
         """As `Executor.resume_from_checkpoint`."""
-        record = await found(self._storage, trace_id)
-        self._check_own_graph(record)
+        snapshot = await self._storage.load(trace_id)
+        self._check_own_graph(snapshot.record)
         if answers:
             await leave_answers(self._storage, trace_id, answers.items())
             self._client.engine.look()
-        return await self._go_on(record, retry=True, accept_graph_change=accept_graph_change)
+        return await self._go_on(
+            snapshot.record, retry=True, accept_graph_change=accept_graph_change, snapshot=snapshot
+        )
 
     async def execute_in(self, trace_id: str, task: Captured, accept_graph_change: bool) -> TaskResponse:
         """As `Executor.execute(task, resume_trace_id=trace_id)`."""
@@ -146,7 +148,7 @@ class TraceCall:
         epoch = forked.epoch
         if noted:  # the fork is recorded with its parent's graph
             with self._given_back(name, forked.trace, epoch):
-                epoch = await self._acquire(forked.trace, name, epoch)
+                epoch = (await self._acquire(forked.trace, name, epoch)).epoch
         with self._given_back(name, forked.trace, epoch):
             plan, snapshot = await self._restored(name)
         return await self._go(plan, snapshot, noted, again=0, lost=0)
@@ -193,18 +195,25 @@ class TraceCall:
         return await self._run(plan, admitted.rev, started)
 
     async def _go_on(
-        self, record: TraceRecord, *, retry: bool, accept_graph_change: bool, task: Captured | None = None
+        self,
+        record: TraceRecord,
+        *,
+        retry: bool,
+        accept_graph_change: bool,
+        task: Captured | None = None,
+        snapshot: Snapshot | None = None,
     ) -> TaskResponse:
         """`retry`: a failed one is tried again. `task`: what the trace is told besides; a completed one runs with it as
-        its next generation."""
+        its next generation. `snapshot` is the trace's state if that was read with `record`."""
         if record.status in UNOWNED and not await self._wakes(record, retry=retry, told=task is not None):
             return await self._stored(record.trace_id)
-        record = await self._unowned(record)
+        seen, record = record, await self._unowned(record)
         self._client.trace_id = record.trace_id
-        snapshot = await self._storage.load(record.trace_id)
+        if snapshot is None or seen is not record:
+            snapshot = await self._storage.load(record.trace_id)
         noted = await self._check_graph(snapshot, accept_graph_change)
         try:
-            epoch = await self._acquire(record.trace, record.trace_id, record.epoch)
+            acquired = await self._acquire(record.trace, record.trace_id, record.epoch)
         except OwnershipLost:  # to somebody who executes it now, or who answered, or saved a checkpoint, just then
             taken = await found(self._storage, record.trace_id)
             return await self._go_on(taken, retry=retry, accept_graph_change=accept_graph_change, task=task)
@@ -214,8 +223,12 @@ class TraceCall:
         else:
             running = sum(row.state == "cancelled" for row in snapshot.frontier)
             lost = 0 if record.owner is None else None
-        with self._given_back(record.trace_id, record.trace, epoch):
-            plan, snapshot = await self._restored(record.trace_id, retry=retry)
+        with self._given_back(record.trace_id, record.trace, acquired.epoch):
+            if acquired.rev == snapshot.rev:
+                snapshot = attrs.evolve(snapshot, record=attrs.evolve(snapshot.record, epoch=acquired.epoch))
+            else:  # the last owner was not dead yet
+                snapshot = await self._storage.load(record.trace_id)
+            plan = self._planned(snapshot, retry=retry)
             opening = _opening(plan, record, await self._storage.commands(trace=record.trace), task)
         return await self._go(plan, snapshot, noted, again=running, lost=lost, opening=opening)
 
@@ -243,14 +256,14 @@ class TraceCall:
             raise failure(told, stored=True)
         return told
 
-    async def _acquire(self, trace: int, trace_id: str, epoch: int) -> int:
-        """Make the trace ours, and this graph the one that it is recorded with; returns the new epoch."""
+    async def _acquire(self, trace: int, trace_id: str, epoch: int) -> Acquired:
+        """Make the trace ours, and this graph the one that it is recorded with."""
         assert self._client.engine.owner_id is not None
         graph = self._graph
         write = Acquire(
             trace, trace_id, epoch, self._client.engine.owner_id, graph.fingerprint, graph.definition, graph.path
         )
-        return (await self._client.engine.ask(trace_id, write, Acquired)).epoch
+        return await self._client.engine.ask(trace_id, write, Acquired)
 
     @contextmanager
     def _given_back(self, trace_id: str, trace: int, epoch: int) -> Iterator[None]:
@@ -263,9 +276,12 @@ class TraceCall:
 
     async def _restored(self, trace_id: str, *, retry: bool = True) -> tuple[Plan, Snapshot]:
         snapshot = await self._storage.load(trace_id)
-        plan = self._client.last = Plan(self._graph, trace_id)
+        return self._planned(snapshot, retry=retry), snapshot
+
+    def _planned(self, snapshot: Snapshot, *, retry: bool) -> Plan:
+        plan = self._client.last = Plan(self._graph, snapshot.record.trace_id)
         plan.restore(snapshot, retry=retry)
-        return plan, snapshot
+        return plan
 
     async def _go(
         self,

@@ -393,7 +393,10 @@ class Appended:
 
 @attrs.frozen
 class Acquired:
+    """`rev`: of the newest delta, which nobody but the new owner can follow any more."""
+
     epoch: int
+    rev: int = attrs.field(default=0, eq=False)
 
 
 @attrs.frozen

@@ -223,7 +223,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             trace.fingerprint = write.fingerprint
             trace.definition = self._defined(write.definition)
             trace.graph_path = write.graph_path
-        return Acquired(trace.epoch)
+        return Acquired(trace.epoch, trace.rev)
 
     def _leave(self, write: Leave, now: float) -> Outcome:
         if refused := answer_too_big(write):

@@ -10,6 +10,7 @@ import os
 import secrets
 import socket
 import time
+from functools import cache
 from pathlib import Path
 
 from tinyllm.errors import TraceOwned
@@ -113,6 +114,7 @@ def _stat(pid: int) -> tuple[str, str] | None:
     return fields[0], fields[19]
 
 
+@cache
 def _boot_id() -> str:
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -120,6 +122,7 @@ def _boot_id() -> str:
         return ""
 
 
+@cache
 def _pid_namespace() -> str:
     try:
         return os.readlink("/proc/self/ns/pid")

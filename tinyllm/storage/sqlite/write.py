@@ -73,7 +73,7 @@ FROM (VALUES {rows}) AS v WHERE key = v.column6 AND epoch = v.column7 AND rev = 
 _APPEND_LAST = _APPEND.replace("error = v.column5", "error = v.column5, owner = NULL")
 _ACQUIRE = """
 UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?
-WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
+WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL RETURNING rev, graph
 """
 _REDEFINE = """
 UPDATE traces SET status = 'running', error = NULL, fingerprint = ?, graph = ?, graph_path = ? WHERE key = ?
@@ -81,7 +81,6 @@ UPDATE traces SET status = 'running', error = NULL, fingerprint = ?, graph = ?, 
 _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
-_GRAPH = "SELECT graph FROM traces WHERE key = ?"
 _LAST_TASK = "SELECT last_task, history FROM traces WHERE key = ?"
 _LABEL = """
 UPDATE checkpoints SET label = ?
@@ -223,7 +222,7 @@ class Writing:
         """Store a graph's definition once; returns its digest."""
         digest = self._digests.get(definition)
         if digest is None:
-            digest = self._digests[definition] = blake2b(definition, digest_size=16).digest()
+            digest = self._digests[definition] = _digest(definition)
             self._connection.execute(_DEFINE, (digest, encode(definition), checksum(definition, digest)))
         return digest
 
@@ -296,16 +295,18 @@ class Writing:
     def _acquire(self, write: Acquire) -> Outcome:
         if write.definition is not None and (refused := definition_too_big(write.definition)):
             return refused
-        taken = self._connection.execute(_ACQUIRE, (write.owner, self._now, write.trace, write.epoch))
-        if taken.rowcount != 1:
+        taken = self._connection.execute(_ACQUIRE, (write.owner, self._now, write.trace, write.epoch)).fetchone()
+        if taken is None:
             return OwnershipLost(write.trace_id)
+        rev, before = taken
         if write.definition is not None:
-            (before,) = self._connection.execute(_GRAPH, (write.trace,)).fetchone()
-            graph = (write.fingerprint, self._define(write.definition), write.graph_path)
-            self._connection.execute(_REDEFINE, (*graph, write.trace))
-            self._undefine(before)
+            changed = _digest(write.definition) != before
+            graph = self._define(write.definition) if changed else before
+            self._connection.execute(_REDEFINE, (write.fingerprint, graph, write.graph_path, write.trace))
+            if changed:
+                self._undefine(before)
         self._touched.add(write.trace)
-        return Acquired(write.epoch + 1)
+        return Acquired(write.epoch + 1, rev)
 
     # -- what others than the owner write ----------------------------------------------------------------------
 
@@ -329,6 +330,10 @@ class Writing:
 def row_id(trace: int, rev: int) -> int:
     """Of a checkpoint; -1, which none has, for what cannot be a rev and would be another trace's."""
     return trace << SHIFT | rev if 0 <= rev <= LAST else -1
+
+
+def _digest(definition: bytes) -> bytes:
+    return blake2b(definition, digest_size=16).digest()
 
 
 def _storable(run: Run, outcomes: list[Outcome]) -> Run:

@@ -47,6 +47,7 @@ def main() -> int:
     before = bench.probe()
     for workload in TITLES:
         bench.alternate([variant for variant in chosen if variant.workload == workload], rounds)
+    breakdown = bench.breakdown() if "w1" in {variant.workload for variant in chosen} else ""
     after = bench.probe()
 
     result = {
@@ -58,6 +59,7 @@ def main() -> int:
         "versions": bench.versions,
         "us_per_commit": {"before": before, "after": after},
         "failures": bench.failures,
+        "breakdown": breakdown,
         "targets": verdicts(bench.results, {variant.workload for variant in chosen}),
         "results": bench.results,
     }
@@ -97,6 +99,17 @@ class Bench:
         say(f"a commit takes {value:.0f} us" if value else "no commit was measured")
         return value
 
+    def breakdown(self) -> str:
+        """Where the time of a node goes, as a table."""
+        command = [str(self._pythons["tinyllm"]), str(HERE / "breakdown.py")]
+        ended = subprocess.run(
+            command, capture_output=True, text=True, timeout=self._timeout, cwd=BUILD, env=_environ()
+        )
+        if ended.returncode:
+            say(ended.stderr)
+            self.failures.append(f"breakdown: exit code {ended.returncode}")
+        return ended.stdout
+
     def run(self, variant: Variant) -> dict[str, Any] | None:
         """The figures of one measurement; None, and a line among the failures, if the script failed."""
         arguments = {"--mode": variant.mode, "--loop": variant.loop, "--n": str(variant.size)}
@@ -113,7 +126,7 @@ class Bench:
                     text=True,
                     timeout=self._timeout,
                     cwd=folder,
-                    env=os.environ | {"PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"},
+                    env=_environ(),
                 )
             except subprocess.TimeoutExpired:
                 self._failed(variant, f"stopped after {self._timeout:.0f} s")
@@ -130,6 +143,10 @@ class Bench:
     def _failed(self, variant: Variant, how: str) -> None:
         say(f"FAILED {variant}: {how}")
         self.failures.append(f"{variant}: {how}")
+
+
+def _environ() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(HERE), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def make_venv(system: str) -> Path:

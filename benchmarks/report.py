@@ -37,6 +37,11 @@ COLUMNS: dict[str, tuple[str, float]] = {
 """Which figures the tables show, in this order: a heading, and by what the figure is divided."""
 
 
+BREAKDOWN = """\
+W1 on asyncio, with a clock around the parts of tinyllm (each clock costs about a third of a microsecond, which is in
+the figures). What the storage thread does happens beside the loop, but for the interpreter lock."""
+
+
 def headline(figures: Mapping[str, Any]) -> str:
     """The first figure that the tables would show."""
     for name, (heading, unit) in COLUMNS.items():
@@ -73,6 +78,8 @@ def markdown(result: dict[str, Any]) -> str:
         rows = [variant for variant in results.rounds if variant.workload == workload]
         if rows:
             parts.append(f"## {title}\n\n{_workload(results, rows)}")
+    if result["breakdown"]:
+        parts.append(f"## Where the time of a node goes\n\n{BREAKDOWN}\n\n{result['breakdown'].rstrip()}")
     parts.append(f"## Versions\n\n{_versions(result['versions'])}")
     return "\n\n".join(parts) + "\n"
 

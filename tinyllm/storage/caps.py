@@ -21,6 +21,8 @@ def too_big(delta: Delta) -> ValueNotStorable | None:
         return _refused("error", delta.error)
     rows: list[ActivationRow | StateChange] = [*delta.activations, *delta.changed]
     for row in rows:
+        if row.error is row.progress is row.asked is None:
+            continue
         for what, body in (("error", row.error), ("progress", row.progress), ("questions", row.asked)):
             if body is not None and len(body) > MESSAGE_CAP:
                 return _refused(what, body)

@@ -98,6 +98,24 @@ async def test_what_waits_during_a_commit_is_the_next_batch() -> None:
         assert u.told() == [Durable(1, 1, 1)]
 
 
+async def test_a_run_that_need_not_know_is_told_only_when_it_asks_or_is_refused() -> None:
+    store = Noting()
+    async with traces(store, "t", "u") as (t, u), writing(store) as writer:
+        for trace in (t, u):
+            await writer.send(attrs.evolve(trace.put(), tell=False))
+        await until_idle()
+        assert t.told() == u.told() == []
+        await writer.send(t.put())
+        await until_idle()
+        assert t.told() == [Durable(2, 2, 2)]
+        store.failure = lambda writes: StorageError("no")
+        await writer.send(u.put())
+        await until_idle()
+        durable, refused = u.told()
+        assert durable == Durable(1, 1, 1), "it hears how far it got before it hears that it gets no further"
+        assert isinstance(refused, Refused)
+
+
 async def test_nothing_is_told_before_it_is_durable() -> None:
     store = Noting()
     async with traces(store, "t") as (t,), writing(store) as writer:

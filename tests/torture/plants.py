@@ -13,7 +13,7 @@ from tinyllm.actors.mailbox import reply
 from tinyllm.actors.protocol import Ask, Durable, Put
 from tinyllm.actors.schedule import TraceSchedule, WriteNow
 from tinyllm.actors.writer import StorageWriter
-from tinyllm.storage.contract import Outcome
+from tinyllm.storage.contract import Delta, Outcome
 
 BUSY = 0.02
 """Seconds by which a commit takes longer, so that a kill hits it more often."""
@@ -56,14 +56,14 @@ def start_before_commit() -> None:
 
 def forget_an_end() -> None:
     """The scheduler loses, of every fifth delta, that an activation ended; all counts agree with that."""
-    flush = TraceSchedule.flush
+    write = TraceSchedule._write
     forgotten = 0
     unread = 0
     arrived: Counter[int] = Counter()
 
-    def lossy(self: TraceSchedule, now: float) -> Any:
+    def lossy(self: TraceSchedule, delta: Delta, now: float) -> Any:
         nonlocal forgotten, unread
-        effects = flush(self, now)
+        effects = write(self, delta, now)
         for place, effect in enumerate(effects):
             if isinstance(effect, WriteNow):
                 delta = effect.delta
@@ -77,4 +77,4 @@ def forget_an_end() -> None:
                 effects[place] = WriteNow(attrs.evolve(delta, counts=counts))
         return effects
 
-    TraceSchedule.flush = lossy  # type: ignore[method-assign]
+    TraceSchedule._write = lossy  # type: ignore[method-assign]

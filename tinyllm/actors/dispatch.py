@@ -88,9 +88,8 @@ class Dispatch:
 
     @property
     def hurries(self) -> bool:
-        """What was handed over is not to wait for more: nothing starts before it is durable, or half of the credit is
-        used, and the other half is for while it is written."""
-        return self._sync or len(self._unacknowledged) in (CREDIT // 2, CREDIT)
+        """What was handed over is not to wait for more: nothing starts before it is durable."""
+        return self._sync or not self.has_credit
 
     def hand(self, number: int, *, forced: bool) -> None:
         """Delta `number` is handed over."""

@@ -220,7 +220,14 @@ class PruneDue:
     trace: int
 
 
-WriteMessage = Put | Ask | PruneDue
+@record(eq=False)
+class Handed:
+    """What one turn of the scheduler has for the writer, in order."""
+
+    messages: tuple[Put | Ask | PruneDue, ...]
+
+
+WriteMessage = Put | Ask | PruneDue | Handed
 
 
 # -- to the CommandReader --------------------------------------------------------------------------------------

@@ -10,7 +10,18 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from tinyllm.actors.mailbox import drain, post, take
-from tinyllm.actors.protocol import Ask, Close, Hurry, Open, PruneDue, Put, ScheduleMessage, Stepped, WriteMessage
+from tinyllm.actors.protocol import (
+    Ask,
+    Close,
+    Handed,
+    Hurry,
+    Open,
+    PruneDue,
+    Put,
+    ScheduleMessage,
+    Stepped,
+    WriteMessage,
+)
 from tinyllm.actors.schedule import Effect, Policy, PruneNow, TraceSchedule, WriteNow
 
 LINGER_SECONDS = 0.004
@@ -46,6 +57,8 @@ class CheckpointScheduler:
         self._writer = writer
         self._shield = shield
         self._traces: dict[str, tuple[Open, TraceSchedule]] = {}
+        self._handed: list[Put | Ask | PruneDue] = []
+        """What this turn has for the writer."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._shield, self._inbox, self._bell, self._writer:
@@ -58,8 +71,11 @@ class CheckpointScheduler:
                 await self._linger(messages)
                 now = anyio.current_time()
                 for message in messages:
-                    await self._handle(message, now)
-                await self._write_due()
+                    self._handle(message, now)
+                self._write_due(now)
+                if self._handed:
+                    handed, self._handed = Handed(tuple(self._handed)), []
+                    await post(self._writer, handed)
 
     async def _linger(self, messages: list[ScheduleMessage]) -> None:
         """Let more come, if nobody waits for what is there; the bell may have rung for that."""
@@ -70,18 +86,18 @@ class CheckpointScheduler:
                 await self._bell.receive()
             drain(self._inbox, messages)
 
-    async def _handle(self, message: ScheduleMessage, now: float) -> None:
+    def _handle(self, message: ScheduleMessage, now: float) -> None:
         match message:
             case Open():
                 self._traces[message.trace_id] = message, TraceSchedule(self._policy, message.rev, now)
             case Stepped():
                 trace, schedule = self._traces[message.trace_id]
-                await self._do(trace, schedule.stepped(message.delta, message.forced, now), tell=message.tell)
+                self._do(trace, schedule.stepped(message.delta, message.forced, now), tell=message.tell)
             case Close():
                 trace, schedule = self._traces.pop(message.trace_id)
-                await self._do(trace, schedule.flush(now))
+                self._do(trace, schedule.flush(now))
                 if message.release is not None and message.answer is not None:
-                    await post(self._writer, Ask(message.trace_id, message.release, message.answer))
+                    self._handed.append(Ask(message.trace_id, message.release, message.answer))
             case _:
                 assert_never(message)
 
@@ -90,20 +106,19 @@ class CheckpointScheduler:
             return None
         return min((at for _, schedule in self._traces.values() if (at := schedule.due_at) is not None), default=None)
 
-    async def _write_due(self) -> None:
+    def _write_due(self, now: float) -> None:
         if not self._policy.merges:
             return
-        now = anyio.current_time()
         for trace, schedule in self._traces.values():
             if schedule.due_at is not None and schedule.due_at <= now:
-                await self._do(trace, schedule.flush(now))
+                self._do(trace, schedule.flush(now))
 
-    async def _do(self, trace: Open, effects: list[Effect], *, tell: bool = True) -> None:
+    def _do(self, trace: Open, effects: list[Effect], *, tell: bool = True) -> None:
         for effect in effects:
             match effect:
                 case WriteNow():
-                    await post(self._writer, Put(trace.trace_id, effect.delta, trace.reply, tell))
+                    self._handed.append(Put(trace.trace_id, effect.delta, trace.reply, tell))
                 case PruneNow():
-                    await post(self._writer, PruneDue(trace.trace_id, trace.trace))
+                    self._handed.append(PruneDue(trace.trace_id, trace.trace))
                 case _:
                     assert_never(effect)

@@ -13,7 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.batch import MAX_WRITES, Queue
 from tinyllm.actors.mailbox import reply
-from tinyllm.actors.protocol import Ask, Durable, PruneDue, Put, Refused, WriteMessage
+from tinyllm.actors.protocol import Ask, Durable, Handed, PruneDue, Put, Refused, WriteMessage
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import Append, CheckpointStorage, Outcome, Prune, Pruned, Write
 
@@ -89,6 +89,9 @@ class StorageWriter:
         match message:
             case Put() | Ask():
                 self._queue.add(message)
+            case Handed():
+                for each in message.messages:
+                    self._take(each)
             case PruneDue():
                 self._prune_due[message.trace] = message
             case _:

@@ -18,8 +18,8 @@ COMPRESS_ABOVE = 4096
 """Bytes: below it, compression saves no page and hides the text."""
 
 _SAMPLE = 16_384
-"""Bytes, from the middle of a body that has several times as many: whether all of it is worth deflating is told by them.
-To deflate 5 MiB takes as long as a thousand small nodes."""
+"""Bytes, from the middle of a body that has several times as many: they tell whether all of it is worth deflating, which
+takes as long for 5 MiB as a thousand small nodes."""
 
 _RAW = b"\x00"
 _DEFLATED = b"\x01"

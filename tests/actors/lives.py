@@ -8,8 +8,8 @@ from typing import Any
 import attrs
 
 from tests.actors.graphs import Record, now
+from tests.actors.merging import merge
 from tests.actors.worlds import End, Walk, World
-from tinyllm.actors.merge import merge
 from tinyllm.core.outside import open_questions
 from tinyllm.graph.values import capture
 from tinyllm.storage.contract import UNOWNED, CheckpointStorage, Delta, Prune, Pruned

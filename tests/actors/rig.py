@@ -65,7 +65,14 @@ class Rig:
         self.rev = record.rev
         return plan
 
-    def run(self, plan: Plan, *, may_start: Callable[[], bool] = lambda: True, stopped: bool = False) -> Run:
+    def run(
+        self,
+        plan: Plan,
+        *,
+        may_start: Callable[[], bool] = lambda: True,
+        stopped: bool = False,
+        observed: bool = True,
+    ) -> Run:
         return Run(
             plan,
             self.nodes,
@@ -77,7 +84,7 @@ class Rig:
             stopped=stopped,
             may_start=may_start,
             high_water=None,
-            emit=self.events.append,
+            emit=self.events.append if observed else None,
         )
 
     def names(self) -> list[str]:

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from tests.actors.graphs import BOOM, Hand, Record, now, shape
+from tests.actors.merging import merge
 from tests.actors.worlds import TooLong, Walk, World, worlds
-from tinyllm.actors.merge import merge
 from tinyllm.nodes.call import Failure
 from tinyllm.storage.contract import Delta, Leave, Snapshot, StateChange
 

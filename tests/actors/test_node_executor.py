@@ -61,6 +61,7 @@ class Caller:
         progress: bytes | None = None,
         asked: Sequence[Asked] = (),
         tells: bool = False,
+        node: str = "a",
     ) -> None:
         captured = Captured(encode_payload(value))
         sources: tuple[tuple[int, str], ...] = ((1, "before"),)
@@ -68,7 +69,7 @@ class Caller:
             captured = Captured(parts=tuple(Captured(encode_payload(part)) for part in parts))
             sources = tuple((index, f"n{index}") for index in range(len(parts)))
         versions = {key: Version(1, capture(each)) for key, each in (variables or {}).items()}
-        call = Call("t", "a", ID, 1, captured, sources, versions, progress, tuple(asked))
+        call = Call("t", node, ID, 1, captured, sources, versions, progress, tuple(asked))
         self._nodes.send_nowait(RunNode(seq, call, self.address, tells))
 
     def cancel(self, seq: int = 1) -> None:
@@ -307,10 +308,38 @@ async def test_after_one_that_blocked_the_loop_what_was_sent_goes_back() -> None
         first = await caller.answer()
         assert isinstance(first, Finished)
         assert first.blocked
-        assert [await caller.answer() for _ in range(2)] == [Deferred(1), Deferred(2)]
+        assert [await caller.answer() for _ in range(2)] == [Deferred(2), Deferred(1)], "the last first"
         caller.run(1, 1)
         assert isinstance(await caller.answer(), Finished)
         assert ran == [0, 1]
+
+
+async def test_after_one_that_blocked_the_loop_only_what_would_run_in_it_goes_back() -> None:
+    """And what runs in a thread does not keep the others waiting for its end."""
+    release = threading.Event()
+
+    async def blocks(value: Any) -> Any:
+        end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
+        while time.perf_counter() < end:
+            pass
+
+    graph = shape("a -> b", "b -> c", functions={"a": blocks, "b": lambda value: release.wait(), "c": in_loop})
+    send, receive = anyio.create_memory_object_stream[NodeMessage](1000)
+    caller = Caller(send)
+    async with anyio.create_task_group() as tasks:
+        await tasks.start(NodeExecutor(graph, receive, deps=None, debug_mutation=True).run)
+        with send:
+            for seq, each in enumerate("abcb"):
+                caller.run(seq, node=each)
+            assert isinstance(await caller.answer(), Finished)
+            assert await caller.answer() == Deferred(2)
+            caller.run(4, node="c")
+            finished = await caller.answer()
+            assert isinstance(finished, Finished)
+            assert finished.seq == 4
+            release.set()
+            assert {(await caller.answer()).seq for _ in range(2)} == {1, 3}  # type: ignore[union-attr]
+    caller.close()
 
 
 async def test_a_node_that_finishes_all_the_same_has_finished() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,10 +16,11 @@ from tests.actors.rig import Rig, rig
 from tests.actors.stores import Noting, finished
 from tinyllm.actors.dispatch import CREDIT
 from tinyllm.actors.events import Committed, NodeFailed, NodeFinished, NodeStarted, Planned
+from tinyllm.actors.node_executor import BLOCKED_MS
 from tinyllm.actors.run import Run
 from tinyllm.errors import OwnershipLost, StorageError, StorageFailed, ValueNotStorable
 from tinyllm.graph.definition import Graph
-from tinyllm.graph.node import node
+from tinyllm.graph.node import Result, node
 from tinyllm.storage.contract import Append, Outcome, Release, Write
 
 pytestmark = pytest.mark.anyio
@@ -288,6 +290,56 @@ async def test_a_trace_without_credit_waits_and_loses_nothing() -> None:
         store.gate = None
     assert plan.status == "completed"
     assert len(await finished(store, "t")) == 3 * CREDIT + 2
+
+
+@pytest.mark.parametrize("durability", ["async", "sync", "exit"])
+async def test_a_run_that_nobody_observes_hears_of_commits_where_it_needs_to(durability: Any) -> None:
+    async with rig(fan(3 * CREDIT), durability=durability) as made:
+        run = made.run(plan := made.admit(), observed=False)
+        await run.run()
+        assert plan.status == "completed"
+        assert run.durable_step == 3 * CREDIT + 2
+    assert len(await finished(made.store, "t")) == 3 * CREDIT + 2
+
+
+async def test_a_node_with_effects_sees_what_is_durable_by_then_though_nobody_observes() -> None:
+    seen = []
+
+    @node(effects=True)
+    async def acting(value: Any, context: Any) -> Any:
+        seen.append(context.variables.get("n", 0))
+        while len(store.appended) < len(seen):  # until what the one before it set is written
+            await anyio.lowlevel.checkpoint()
+        await anyio.wait_all_tasks_blocked()
+        return Result(value, set={"n": len(seen)})
+
+    async def eight(value: Any) -> Any:
+        return list(range(8))
+
+    store = Noting()
+    graph = shape(
+        "a => b", "b -> j", joins=["j"], functions={"a": eight, "b": acting, "j": same},
+        b={"max_concurrency": 1},
+    )  # fmt: skip
+    async with rig(graph, store) as made:
+        await made.run(made.admit(), observed=False).run()
+    assert seen[-1] >= 5
+
+
+async def test_what_was_sent_back_is_told_as_started_once_and_keeps_its_order() -> None:
+    ran = []
+
+    async def blocks(value: Any) -> Any:
+        ran.append(value)
+        end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
+        while time.perf_counter() < end:
+            pass
+
+    async with rig(fan(8, blocks)) as made:
+        await made.run(plan := made.admit()).run()
+    assert plan.status == "completed"
+    assert ran == list(range(8))
+    assert sum(isinstance(event, NodeStarted) for event in made.events) == 10
 
 
 @pytest.mark.parametrize("each_node", [True, False])

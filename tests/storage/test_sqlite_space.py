@@ -40,6 +40,17 @@ async def run(storage: SQLiteCheckpointStorage, writer: Writer, steps: int, **wh
     return writer
 
 
+@pytest.mark.parametrize("kept", range(1, 9))
+@pytest.mark.parametrize("before", range(1, 4))
+async def test_labels_split_what_is_dropped_into_runs(storage: SQLiteCheckpointStorage, kept: int, before: int) -> None:
+    writer = await run(storage, Writer("t"), 20)
+    labels = [Label(writer.key, "t", rev, f"label {rev}") for rev in range(before + 1, before + 1 + kept)]
+    await storage.commit(labels)
+    dropped = 20 - 5 - kept
+    assert await storage.commit([Prune(writer.key, 5, 64)]) == [Pruned(dropped + 1 - 1)]
+    assert len(await storage.checkpoints("t")) == 21 - dropped
+
+
 async def test_a_pruned_trace_keeps_no_more_than_its_checkpoints_see(storage: SQLiteCheckpointStorage) -> None:
     writer = await run(storage, Writer("t"), 300, history=False, set=[("x", b'"%s"' % (b"x" * 100))])
     assert await storage.commit([Prune(writer.key, 10, 200)]) == [Pruned(200)]

@@ -24,7 +24,7 @@ class Delivery(Frontier):
         self.generation = 1
         self.number = -1
         """Of the newest delta; admission is 0."""
-        self._router = Router(graph, self.generation, self.joins)
+        self._router = Router(graph, self.generation)
 
     def _deliver(
         self,

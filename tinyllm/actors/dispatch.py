@@ -87,6 +87,11 @@ class Dispatch:
         return self._sync or self.durable < self._awaited or len(self._unacknowledged) >= CREDIT // 2
 
     @property
+    def reads_durable(self) -> bool:
+        """Whether some node reads variables only as they are durable."""
+        return self._commits_output and bool(self._bounds.effects)
+
+    @property
     def hurries(self) -> bool:
         """What was handed over is not to wait for more: nothing starts before it is durable."""
         return self._sync or not self.has_credit

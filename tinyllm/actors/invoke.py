@@ -83,10 +83,10 @@ async def _in_loop(
 ) -> Outcome:
     prepared = caller.prepare(call, attempt.saver() if wants_context else None)
     try:
-        coroutine = function(*prepared.arguments, **prepared.keywords)
+        run = contextvars.copy_context().run  # what it sets there is its own
+        coroutine = run(function, *prepared.arguments, **prepared.keywords)
         if not isinstance(coroutine, types.CoroutineType):
             coroutine = _awaited(coroutine)
-        run = contextvars.copy_context().run  # what it sets there is its own
         try:
             waits_for = run(coroutine.send, None)
         except StopIteration as done:  # as small nodes do

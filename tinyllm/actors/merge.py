@@ -16,13 +16,6 @@ from tinyllm.storage.contract import (
 )
 
 
-def merge(earlier: Delta, later: Delta) -> Delta:
-    """The delta that does what `earlier` and then `later` do; both are of one trace and epoch."""
-    merged = Merged(earlier)
-    merged.add(later)
-    return merged.delta()
-
-
 class Merged:
     """Deltas of one trace and epoch, one after the other, on their way to become one. To add one costs what it holds.
 

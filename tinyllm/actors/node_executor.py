@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
+from collections import deque
 from typing import Any, assert_never
 
 import anyio
@@ -12,7 +12,7 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.invoke import Code, Outcome
-from tinyllm.actors.mailbox import reply
+from tinyllm.actors.mailbox import drain, reply
 from tinyllm.actors.protocol import (
     Answer,
     Cancelled,
@@ -46,7 +46,8 @@ class NodeExecutor:
     Its workers take the messages, and there is always one that waits for the next. One whose node returned without
     having waited for anything takes the next itself: a task and a scope for each attempt would cost more than a small
     node. One whose node did wait ends with it, so that what the node left behind in its task (a time-out that is still
-    to cancel it) reaches no other attempt. Context variables are each attempt's own in any case.
+    to cancel it) reaches no other attempt. Context variables are each attempt's own in any case. (But one that returns
+    at once and has its task cancelled later, by a timer of asyncio's loop, hits what that task does then.)
 
     One actor serves all nodes, and each bounds its own: a thousand nodes need no thousand tasks.
     """
@@ -60,8 +61,8 @@ class NodeExecutor:
         }
         self._running: dict[tuple[RunAddress, int], _Worker] = {}
         self._idle = 0
-        self._blocked = False
-        """A node has just blocked the loop."""
+        self._later: deque[NodeMessage] = deque()
+        """What was taken when a node had blocked the loop, and is served before what is in the mailbox."""
         self._workers: anyio.abc.TaskGroup
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
@@ -86,11 +87,11 @@ class NodeExecutor:
 
     def _refuse_waiting(self) -> None:
         """Answer what was sent and, because this was cancelled, not taken."""
-        with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
-            while True:
-                message = self._inbox.receive_nowait()
-                if isinstance(message, RunNode):
-                    reply(message.reply, Cancelled(message.seq))
+        left: list[NodeMessage] = list(self._later)
+        drain(self._inbox, left)
+        for message in left:
+            if isinstance(message, RunNode):
+                reply(message.reply, Cancelled(message.seq))
 
     async def _serve(self) -> None:
         cancelled = cancellations()
@@ -98,7 +99,7 @@ class NodeExecutor:
             worker = _Worker(self, scope)
             while not worker.has_waited:
                 try:
-                    message = await self._inbox.receive()
+                    message = self._later.popleft() if self._later else await self._inbox.receive()
                 except anyio.EndOfStream:
                     return
                 except anyio.get_cancelled_exc_class():
@@ -106,23 +107,19 @@ class NodeExecutor:
                     worker.makes_way()  # else it is what the last node made of its own
                     return
                 until = time.perf_counter() + TURN_SECONDS
-                try:
-                    while True:
-                        await self._handle(message, worker)
-                        if worker.has_waited or cancelled() or time.perf_counter() > until:
-                            break
+                await self._handle(message, worker)
+                while not (worker.has_waited or self._later or cancelled() or time.perf_counter() > until):
+                    try:
                         message = self._inbox.receive_nowait()
-                except (anyio.WouldBlock, anyio.EndOfStream):  # the end is met again above
-                    continue
+                    except (anyio.WouldBlock, anyio.EndOfStream):  # the end is met again above
+                        break
+                    await self._handle(message, worker)
+                del message  # what a node was called with would live until the next one
 
     async def _handle(self, message: NodeMessage, worker: _Worker) -> None:
         match message:
             case RunNode():
-                node = self._nodes[message.call.node_id]
-                if self._blocked and node.in_loop:
-                    reply(message.reply, Deferred(message.seq))
-                else:
-                    await self._attempt(message, node, worker)
+                await self._attempt(message, self._nodes[message.call.node_id], worker)
             case CancelNode():
                 await self._cancel(message)
             case _:
@@ -165,24 +162,25 @@ class NodeExecutor:
             if node.slots is not None and holds_slot:
                 node.slots.release()
             del self._running[key]
-            worker.message = None  # what it was called with would live until the next one
+            worker.message = None
             blocked = not worker.has_waited and node.in_loop and (time.perf_counter() - began) * 1000 > BLOCKED_MS
             if blocked and isinstance(answer, Finished):
                 answer = Finished(answer.seq, answer.output, answer.ended_at, answer.duration_ms, blocked=True)
             reply(message.reply, answer or Cancelled(message.seq))
         if blocked:
-            await self._give_way(worker)
+            self._give_way()
 
-    async def _give_way(self, worker: _Worker) -> None:
-        """The loop was blocked. What was sent before anybody could hear of that goes back to its runs: they send it
-        again once what has finished here is durable."""
-        self._blocked = True
-        try:
-            with contextlib.suppress(anyio.WouldBlock, anyio.EndOfStream):
-                while True:
-                    await self._handle(self._inbox.receive_nowait(), worker)
-        finally:
-            self._blocked = False
+    def _give_way(self) -> None:
+        """The loop was blocked. What was sent before anybody could hear of that, and would run in the loop, goes back
+        to its runs: they send it again once what has finished here is durable."""
+        sent: list[NodeMessage] = list(self._later)
+        drain(self._inbox, sent)
+        self._later.clear()
+        for message in reversed(sent):  # so that each run has them in their order again: it puts them in front
+            if isinstance(message, RunNode) and self._nodes[message.call.node_id].in_loop:
+                reply(message.reply, Deferred(message.seq))
+            else:
+                self._later.appendleft(message)
 
     def save(self, worker: _Worker) -> Save:
         """What saves the progress of what `worker` runs now."""

@@ -39,6 +39,9 @@ from tinyllm.storage.contract import (
     StepRow,
 )
 
+MANY = 500
+"""Activations, or arrivals, that take longer to plan, or to join, than an event loop should stand still."""
+
 
 class Plan(Delivery):
     """The frontier, the variables and the counters of one trace, at its newest step."""
@@ -106,7 +109,7 @@ class Plan(Delivery):
         self.generation += 1
         self.generation_step = self.step
         self.status, self.error = "running", None
-        self._router = Router(self.graph, self.generation, self.joins)
+        self._router = Router(self.graph, self.generation)
         return self._enter(delta, task)
 
     def _enter(self, delta: Draft, task: Captured) -> Delta:
@@ -130,7 +133,7 @@ class Plan(Delivery):
         self.generation, self.generation_step = snapshot.generation, snapshot.generation_step
         self.elapsed, self.tokens = snapshot.elapsed, (snapshot.tokens_in, snapshot.tokens_out)
         self._keeps_history = record.history != 0
-        self._router = Router(self.graph, self.generation, self.joins)
+        self._router = Router(self.graph, self.generation)
         self.versions = {key: Version.stored(rows) for key, rows in snapshot.variables.items()}
         self._restore_frontier(snapshot, retry=retry)
         self._arrivals.update(row.activation for row in snapshot.arrivals)
@@ -164,6 +167,15 @@ class Plan(Delivery):
         self._settle(delta)
         self._conclude(node)
         return self._done(delta)
+
+    def is_wide(self, seq: int, output: Output) -> bool:
+        """Whether to record that result may take long: it plans very many activations, or fires a join of as many."""
+        if output.sends is not None and len(output.sends) > MANY:
+            return True
+        node = self.activations[seq].node
+        if len(output.body) > 2 * MANY and any(edge.for_each for edge in self.graph.outgoing[node]):
+            return True  # by its bytes: to count the items would be the half of the work
+        return len(self.activations) == 1 and any(len(each.arrivals) > MANY for each in self.joins.rounds.values())
 
     # -- transitions -------------------------------------------------------------------------------------------
 

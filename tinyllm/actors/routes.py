@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from functools import cached_property, lru_cache
 from typing import Any
 
-from tinyllm.actors.joins import Joins
 from tinyllm.errors import NodeError
 from tinyllm.graph.conditions import compile_condition, environment
 from tinyllm.graph.definition import END, Graph, Node
@@ -17,7 +16,7 @@ from tinyllm.graph.variables import Variables, Version
 from tinyllm.nodes.call import Output
 
 FAN_OUT_CAP = 10_000
-"""Activations that one result may plan along one edge. Each is a row and a task; wider work belongs into batches."""
+"""Activations that one result may plan along one edge. Each is a row; wider work belongs into batches."""
 
 
 @record
@@ -53,10 +52,9 @@ class Names:
 class Router:
     """The routes of one trace's results, each with the id of what it causes."""
 
-    def __init__(self, graph: Graph, generation: int, joins: Joins) -> None:
+    def __init__(self, graph: Graph, generation: int) -> None:
         self._graph = graph
         self._generation = generation
-        self._joins = joins
 
     def entries(self) -> list[Route]:
         """Where the task arrives."""

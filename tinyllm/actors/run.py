@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import assert_never
 
 import anyio
@@ -45,7 +46,7 @@ from tinyllm.actors.telling import Telling
 from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
 from tinyllm.nodes.call import Call, failure
 from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
-from tinyllm.storage.thread import loop_clock
+from tinyllm.storage.thread import DedicatedThread, loop_clock
 
 logger = logging.getLogger(__name__)
 
@@ -111,6 +112,8 @@ class Run:
         self._failing = False
         self._clock: Callable[[], float]
         """The event loop's, in seconds."""
+        self._deferred: set[int] = set()
+        """What was sent and came back; it is sent again."""
         self._dear = False
         """Something that took its time is handed over and perhaps not written yet."""
         self._heard = Heard()
@@ -219,6 +222,7 @@ class Run:
                 self._dispatch.started(message.seq)
             case Deferred():
                 self._dispatch.deferred(message.seq)
+                self._deferred.add(message.seq)
             case Failed():
                 await self._failed(message)
             case Paused():
@@ -267,7 +271,7 @@ class Run:
             self._dispatch.ended(message.seq)
             return
         try:
-            delta = plan.finish(message.seq, message.output, ended_at=message.ended_at, duration_ms=message.duration_ms)
+            delta = await self._finish(message)
         except NodeError as error:
             node = self._dispatch.running[message.seq].node
             function = plan.graph.function(plan.graph.nodes[node])
@@ -280,6 +284,19 @@ class Run:
         await self._hand(delta, forced=plan.status != "running")
         self._telling.finished(activation.node, message.duration_ms)
         self._stop_if_failed()
+
+    async def _finish(self, message: Finished) -> Delta:
+        """The delta of that result. A wide one is made in a thread, which lets the loop have its turns; nothing else
+        touches the plan meanwhile."""
+        finish = partial(self._plan.finish, ended_at=message.ended_at, duration_ms=message.duration_ms)
+        if not self._plan.is_wide(message.seq, message.output):
+            return finish(message.seq, message.output)
+        thread = DedicatedThread(f"plan of {self._plan.trace_id}")
+        thread.start()
+        try:
+            return await thread.call(finish, message.seq, message.output)
+        finally:
+            thread.stop()
 
     async def _failed(self, message: Failed) -> None:
         plan = self._plan
@@ -352,7 +369,8 @@ class Run:
             self._acknowledge(delta.number, delta.step)
         else:
             hurry = forced or self._dispatch.hurries or (self._dear and not self._merges)
-            tell = forced or self._telling.observed or self._dispatch.needs_telling
+            awaited = bool(delta.variables) and self._dispatch.reads_durable
+            tell = forced or awaited or self._telling.observed or self._dispatch.needs_telling
             await self._journal.post(Stepped(self._plan.trace_id, delta, forced, hurry, tell), hurry=hurry)
         self._telling.planned(planned)
 
@@ -401,7 +419,10 @@ class Run:
                 dispatch.ended(activation.seq)
                 dispatch.stopped = True
                 break
-            self._telling.started(activation.node)
+            if activation.seq in self._deferred:  # it was told when it was sent first
+                self._deferred.discard(activation.seq)
+            else:
+                self._telling.started(activation.node)
         if dispatch.held_back and self._alarms.look_at is None:
             self._alarms.look_at = self._clock() + LEASE_POLL_SECONDS
         if self._high_water is not None and self._refusal is None:

@@ -51,7 +51,7 @@ class CheckpointScheduler:
         self._policy = policy
         self._linger_seconds = LINGER_SECONDS
         if policy.merges:
-            self._linger_seconds = min(MERGING_LINGER_SECONDS, policy.interval or MERGING_LINGER_SECONDS)
+            self._linger_seconds = MERGING_LINGER_SECONDS
         self._inbox = inbox
         self._bell = bell
         self._writer = writer
@@ -82,7 +82,10 @@ class CheckpointScheduler:
         hurries = any(message.hurry for message in messages if isinstance(message, Stepped | Close))
         drain(self._bell, [])
         if not hurries and messages:
-            with anyio.move_on_after(self._linger_seconds), suppress(anyio.EndOfStream):
+            deadline = anyio.current_time() + self._linger_seconds
+            if (due := self._next_due()) is not None:
+                deadline = min(deadline, due)
+            with anyio.CancelScope(deadline=deadline), suppress(anyio.EndOfStream):
                 await self._bell.receive()
             drain(self._inbox, messages)
 
@@ -92,7 +95,11 @@ class CheckpointScheduler:
                 self._traces[message.trace_id] = message, TraceSchedule(self._policy, message.rev, now)
             case Stepped():
                 trace, schedule = self._traces[message.trace_id]
-                self._do(trace, schedule.stepped(message.delta, message.forced, now), tell=message.tell)
+                self._do(
+                    trace,
+                    schedule.stepped(message.delta, message.forced, now),
+                    tell=message.tell or self._policy.merges,
+                )
             case Close():
                 trace, schedule = self._traces.pop(message.trace_id)
                 self._do(trace, schedule.flush(now))

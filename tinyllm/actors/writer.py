@@ -68,8 +68,8 @@ class StorageWriter:
             while True:
                 self._take(self._inbox.receive_nowait())
         while self._queue:
-            for item in self._queue.take():
-                self._tell(item, StorageError(f"{self._storage.name}: the writer ended before this was written"))
+            error = StorageError(f"{self._storage.name}: the writer ended before this was written")
+            self._tell_all((item, error) for item in self._queue.take())
 
     async def _fill(self, open_: bool) -> bool:
         """Take what has come; wait only where there is nothing to do. False once every sender has closed."""

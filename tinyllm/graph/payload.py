@@ -133,9 +133,10 @@ class Captured:
             if self.parts is not None:
                 self._payload = MessagePayload(structured=[part.value for part in self.parts])
             else:
-                body = payload_of(self.body)
-                # The object that is lent is one, whether as a value or in a payload.
-                self._payload = decode_payload(body) if body.startswith(_TAG) else MessagePayload.of(self.value)
+                if self.body.startswith((_TAG, _WHOLE)):
+                    self._payload = decode_payload(self.body)
+                else:  # the object that is lent is one, whether as a value or in a payload
+                    self._payload = MessagePayload.of(self.value)
         return self._payload
 
     @property

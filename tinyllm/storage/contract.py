@@ -393,10 +393,10 @@ class Appended:
 
 @attrs.frozen
 class Acquired:
-    """`rev`: of the newest delta, which nobody but the new owner can follow any more."""
+    """`rev`: of the newest delta, which only the new owner can follow any more; None where a store does not say."""
 
     epoch: int
-    rev: int = attrs.field(default=0, eq=False)
+    rev: int | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen

@@ -18,7 +18,7 @@ COMPRESS_ABOVE = 4096
 """Bytes: below it, compression saves no page and hides the text."""
 
 _SAMPLE = 16_384
-"""Bytes, from the middle of a body that has several times as many: they tell whether all of it is worth deflating, which
+"""Bytes, from the middle of a body that has several times as many: they tell whether it is worth deflating, which
 takes as long for 5 MiB as a thousand small nodes."""
 
 _RAW = b"\x00"

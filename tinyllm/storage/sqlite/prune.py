@@ -217,7 +217,7 @@ def _neighbours(connection: sqlite3.Connection, points: list[_Point], at: int) -
     """The end of the run of neighbours that begins at `at`: it is dropped as one interval."""
     end = len(points)
     while (there := connection.execute(_BETWEEN, (points[at].id, points[end - 1].id)).fetchone()[0]) != end - at:
-        end -= max(1, (there - (end - at)) // 2)
+        end = max(at + 1, end - max(1, (there - (end - at)) // 2))  # a single one has no others between
     return end
 
 

@@ -6,7 +6,7 @@ import asyncio
 import sys
 import threading
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from tinyllm import (
     Graph,
     GraphBuilder,
     InMemoryCheckpointStorage,
+    NodeContext,
     SQLiteCheckpointStorage,
 )
 from tinyllm.actors import run
-from tinyllm.actors.events import Event, NodeStarted
-from tinyllm.storage.contract import CheckpointStorage
+from tinyllm.actors.events import Event, NodePaused, NodeStarted
+from tinyllm.storage.contract import CheckpointStorage, Outcome, Release, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -248,3 +249,82 @@ async def interrupted(store: CheckpointStorage, trace_id: str) -> None:
 
     executor = Executor(graph(), DEBUG, store, on_event=stop)
     assert (await executor.execute("task", trace_id=trace_id)).status == "interrupted"
+
+
+# -- what comes while a run leaves -----------------------------------------------------------------------------
+
+
+class Releasing(InMemoryCheckpointStorage):
+    """Lets nobody let go of a trace before `go_on`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun, self.go_on = anyio.Event(), anyio.Event()
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        if any(isinstance(write, Release) for write in writes):
+            self.begun.set()
+            await self.go_on.wait()
+        return await super().commit(writes)
+
+
+async def test_an_answer_that_comes_while_a_trace_is_let_go_of_is_for_its_next_owner() -> None:
+    async def asks(value: Any, context: NodeContext) -> Any:
+        return await context.ask("go on?", name="q")
+
+    async def waits(value: Any) -> Any:
+        await anyio.sleep_forever()
+
+    store = Releasing()
+    graph = GraphBuilder("g").edge(split, asks).edge(split, waits).build()
+    asked = anyio.Event()
+
+    def hear(event: Event) -> None:
+        if isinstance(event, NodePaused):
+            asked.set()
+
+    async with Executor(graph, DEBUG, store, on_event=hear) as executor, anyio.create_task_group() as tasks:
+        scope = anyio.CancelScope()
+
+        async def call() -> None:
+            with scope:
+                await executor.execute("task", trace_id="t")
+
+        tasks.start_soon(call)
+        await asked.wait()
+        scope.cancel()
+        await store.begun.wait()
+        await executor.answer("t", "yes")
+        await anyio.wait_all_tasks_blocked()
+        store.go_on.set()
+    assert [command.kind for command in await store.commands(trace=1)] in ([], ["answer"])
+
+
+async def test_cancelled_twice_a_call_still_ends_after_its_run(anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has no cancellation but scopes")
+    runs, most = 0, 0
+
+    async def stubborn(value: Any) -> Any:
+        nonlocal runs, most
+        runs += 1
+        most = max(most, runs)
+        with anyio.CancelScope(shield=True):
+            begun.set()
+            await go_on.wait()
+        runs -= 1
+        return value
+
+    begun, go_on = anyio.Event(), anyio.Event()
+    async with Executor(GraphBuilder("g").node(stubborn).build(), DEBUG, InMemoryCheckpointStorage()) as executor:
+        call = asyncio.create_task(executor.execute("task", trace_id="t"))
+        await begun.wait()
+        for _ in range(3):
+            call.cancel()
+            await anyio.wait_all_tasks_blocked()
+            assert not call.done(), "its run still goes on"
+        go_on.set()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert (await executor.execute("task", trace_id="t")).value == "task"
+    assert most == 1

@@ -19,7 +19,7 @@ from tinyllm.actors.alarms import Alarm, Alarms
 from tinyllm.actors.dispatch import CREDIT, Bounds, Dispatch, Durability
 from tinyllm.actors.heard import Heard
 from tinyllm.actors.ledger import Ledger
-from tinyllm.actors.mailbox import Journal, post, reply, take
+from tinyllm.actors.mailbox import Journal, drain, post, reply, take
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import (
     Answer,
@@ -469,6 +469,13 @@ class Run:
         except Exception as error:
             logger.warning("trace %s could not be let go: %s", plan.trace_id, error)
             self._refusal = self._refusal or error
-        with suppress(anyio.WouldBlock):
-            while True:  # told before the answer
-                await self._handle(self._inbox.receive_nowait())
+        left: list[RunMessage] = []
+        drain(self._inbox, left)
+        for message in left:  # told before the answer
+            match message:
+                case Durable() | Refused():
+                    await self._handle(message)
+                case Progressed():
+                    message.answer.settle(NodeError("", "its trace was let go; nothing was saved"))
+                case _:  # it came too late: nothing more of this trace can be handed over
+                    pass

@@ -358,8 +358,11 @@ class Running:
             await self._ended.wait()
         except BaseException:
             self._scope.cancel()
-            with anyio.CancelScope(shield=True):  # bounded: a run that leaves has deadlines of its own
-                await self._ended.wait()
+            # Bounded: a run that leaves has deadlines of its own. What comes through the shield is asyncio's own
+            # cancellation once more, which makes no difference: whoever left now would leave a run without a client.
+            while not self._ended.is_set():
+                with anyio.CancelScope(shield=True), suppress(anyio.get_cancelled_exc_class()):
+                    await self._ended.wait()
             raise
         if self._error is not None:
             raise self._error

@@ -174,14 +174,14 @@ async def test_stop_reaches_a_call_that_waits_for_an_owner_elsewhere(
     await taken_elsewhere(store, graph)
     executor = Executor(graph, SYNC, store)
     waiting = anyio.Event()
-    look = store.trace
+    look = store.load
 
-    async def looked(trace_id: str) -> Any:
-        record = await look(trace_id)
+    async def looked(trace_id: str, rev: int | None = None) -> Any:
+        snapshot = await look(trace_id, rev)
         waiting.set()
-        return record
+        return snapshot
 
-    monkeypatch.setattr(store, "trace", looked)
+    monkeypatch.setattr(store, "load", looked)
     with anyio.fail_after(10):
         async with anyio.create_task_group() as tasks:
 

@@ -64,7 +64,7 @@ _TABLE: tuple[tuple[str, str, str, str, tuple[int, ...], tuple[int, ...]], ...] 
     ("w5", "langgraph", "none async sync", "asyncio", (20,), (3,)),
     ("w6", "tinyllm", "none async sync", "asyncio", (20,), (5,)),
     ("w6", "langgraph", "none async sync", "asyncio", (20,), (2,)),
-    ("w7", "tinyllm", "async", "asyncio uvloop", (10_000,), (1000,)),
+    ("w7", "tinyllm", "async", "asyncio", (10_000,), (1000,)),
     ("w8", "tinyllm", "async", "asyncio", (100_000,), (5000,)),
     ("w9", "tinyllm", "none async", "asyncio", (1000,), (200,)),
     ("w9", "langgraph", "none async async-delta", "asyncio", (50,), (10,)),

@@ -6,12 +6,14 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import anyio
+import anyio.lowlevel
 import attrs
 import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
 from tests.actors.graphs import Hand, Record, now, shape
 from tests.actors.stores import Noting
+from tinyllm.actors import writer as writer_module
 from tinyllm.actors.batch import MAX_WRITES
 from tinyllm.actors.protocol import Answer, Ask, Durable, PruneDue, Put, Refused, RunMessage, WriteMessage
 from tinyllm.actors.writer import PRUNE_SLICE, StorageWriter
@@ -234,13 +236,30 @@ class Reclaiming(Noting):
 
 
 @pytest.mark.parametrize("left", [3, 0])
-async def test_free_pages_go_back_when_there_is_nothing_else_to_do(left: int) -> None:
+async def test_free_pages_go_back_when_nothing_has_come_for_a_while(left: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "IDLE_SECONDS", 0.0)
     store = Reclaiming()
     store.left = left
     async with traces(store, "t") as (t,), writing(store, keep=1) as writer:
         await writer.send(PruneDue("t", t.key))
+        while store.left > (0 if left else -1):
+            await anyio.lowlevel.checkpoint()
         await until_idle()
         assert store.left == (0 if left else -1)
+
+
+async def test_until_then_nobody_waits_for_that_but_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer_module, "IDLE_SECONDS", 3600.0)
+    store = Reclaiming()
+    async with traces(store, "t") as (t,):
+        async with writing(store, keep=1) as writer:
+            await writer.send(PruneDue("t", t.key))
+            await until_idle()
+            await writer.send(t.put())
+            await until_idle()
+            assert t.told() == [Durable(1, 1, 1)]
+            assert store.left == 3
+        assert store.left == 0
 
 
 # -- its end ---------------------------------------------------------------------------------------------------

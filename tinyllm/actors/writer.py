@@ -22,6 +22,10 @@ logger = logging.getLogger(__name__)
 PRUNE_SLICE = 64
 RECLAIM_PAGES = 256
 
+IDLE_SECONDS = 0.25
+"""How long nothing must have come before free pages are given back to the disk: it costs more than a commit, and who
+comes next would wait for it. Until then they are used again."""
+
 
 class StorageWriter:
     """Group commit: what waited during one commit is the next batch. Prunes with what room a batch has left.
@@ -45,6 +49,8 @@ class StorageWriter:
         self._queue = Queue()
         self._prune_due: dict[int, PruneDue] = {}
         self._reclaimable = False
+        self._reclaiming = False
+        """It has been idle for long enough, and nothing has come since."""
         self._durable: dict[str, Put] = {}
         """The last durable delta of each trace of which its run was not told."""
 
@@ -59,6 +65,8 @@ class StorageWriter:
                         await self._commit(self._queue.take())
                     elif self._reclaimable:
                         await self._reclaim()
+                while self._reclaimable:
+                    await self._reclaim()
             finally:
                 self._refuse_rest()
 
@@ -76,8 +84,11 @@ class StorageWriter:
         if not open_:
             return False
         try:
-            if not (self._queue or self._prune_due or self._reclaimable):
-                self._take(await self._inbox.receive())
+            if not (self._queue or self._prune_due):
+                with anyio.CancelScope() as idle:
+                    if self._reclaimable:
+                        idle.deadline = anyio.current_time() + (0.0 if self._reclaiming else IDLE_SECONDS)
+                    self._take(await self._inbox.receive())
             while True:
                 self._take(self._inbox.receive_nowait())
         except anyio.WouldBlock:
@@ -98,6 +109,7 @@ class StorageWriter:
                 assert_never(message)
 
     async def _commit(self, batch: list[Put | Ask]) -> None:
+        self._reclaiming = False
         writes: list[Write] = [
             Append(item.trace_id, item.delta) if isinstance(item, Put) else item.write for item in batch
         ]
@@ -148,6 +160,7 @@ class StorageWriter:
             self._prune_due[trace] = due
 
     async def _reclaim(self) -> None:
+        self._reclaiming = True
         try:
             self._reclaimable = await self._storage.reclaim(RECLAIM_PAGES) > 0
         except StorageError as error:

@@ -37,6 +37,7 @@ INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arr
                          generation, generation_step, elapsed, tokens_in, tokens_out)
 VALUES {rows}
 """
+_ENDED_ONE = "UPDATE activations SET done_rev = ? WHERE id = ?"
 _ENDED = "UPDATE activations SET done_rev = v.column1 FROM (VALUES {rows}) AS v WHERE id = v.column2"
 
 _SAID = "UPDATE steps SET status = ? WHERE id = ?"
@@ -207,7 +208,7 @@ class Rows:
         execute_all(connection, _MESSAGES, self.messages, nullable=(2, 6))
         execute_all(connection, _ACTIVATIONS, list(self.activations.values()), nullable=(3, 4, 5, 9, 10))
         execute_all(connection, _ARRIVALS, self.arrivals, nullable=(2, 4))
-        execute_all(connection, _ENDED, self.ended)
+        execute_all(connection, _ENDED, self.ended, one=_ENDED_ONE)
         execute_all(connection, _VARIABLES, self.variables, nullable=(5,))
         execute_all(connection, _STEPS, self.steps)
         execute_all(connection, _CHECKPOINTS, self.checkpoints, nullable=(4,))
@@ -232,13 +233,21 @@ class Rows:
 
 
 def execute_all(
-    connection: sqlite3.Connection, statement: str, rows: Sequence[Sequence[Any]], *, nullable: tuple[int, ...] = ()
+    connection: sqlite3.Connection,
+    statement: str,
+    rows: Sequence[Sequence[Any]],
+    *,
+    nullable: tuple[int, ...] = (),
+    one: str | None = None,
 ) -> list[Row]:
-    """Execute `statement`, in which `{rows}` stands for the values of many rows, for all `rows`; what it returns.
+    """Execute `statement`, in which `{rows}` stands for the values of many rows, for all `rows`; what it returns. `one`
+    does the same for a single row: SQLite makes a table of the values of an UPDATE first.
 
     A column of `nullable` that is None in all of them is not bound: to bind a None, or bytes, takes Python's module
     longer than it takes SQLite to insert a row. (A bytearray is as quick as a text.)
     """
+    if one is not None and len(rows) == 1:
+        return connection.execute(one, tuple(rows[0])).fetchall()
     found: list[Row] = []
     for at in range(0, len(rows), _AT_ONCE):
         some = rows[at : at + _AT_ONCE]

@@ -71,6 +71,10 @@ UPDATE traces SET status = v.column1, step = v.column2, rev = v.column3, updated
 FROM (VALUES {rows}) AS v WHERE key = v.column6 AND epoch = v.column7 AND rev = v.column8 RETURNING key, history
 """
 _APPEND_LAST = _APPEND.replace("error = v.column5", "error = v.column5, owner = NULL")
+_APPEND_ONE = """
+UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?
+WHERE key = ? AND epoch = ? AND rev = ? RETURNING key, history
+"""
 _ACQUIRE = """
 UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?
 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL RETURNING rev, graph
@@ -244,9 +248,9 @@ class Writing:
         windows: dict[int, int | None] = {}
         for statement, last in ((_APPEND, False), (_APPEND_LAST, True)):
             some = [run for run in runs if any(append.delta.status in UNOWNED for _, append in run) is last]
-            windows.update(
-                execute_all(self._connection, statement, [self._position(run) for run in some], nullable=(4,))
-            )
+            positions = [self._position(run) for run in some]
+            one = None if last else _APPEND_ONE
+            windows.update(execute_all(self._connection, statement, positions, nullable=(4,), one=one))
         again = []
         for run in runs:
             trace = run[0][1].delta.trace

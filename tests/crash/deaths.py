@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import anyio
 
+from tinyllm.actors import writer
 from tinyllm.actors.protocol import Ask, Put
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.storage.contract import Outcome, Write
@@ -56,7 +57,8 @@ def while_pruning() -> None:
 
 
 def while_returning_pages() -> None:
-    """Checkpoints are dropped, and the file is about to shrink."""
+    """Checkpoints are dropped, and the file is about to shrink; the shortest pause between two steps will do."""
+    writer.IDLE_SECONDS = 0.0
 
     async def dies(self: SQLiteCheckpointStorage, limit: int) -> int:
         die()

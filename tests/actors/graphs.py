@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import attrs
 
 from tinyllm.actors.activation import Activation
+from tinyllm.actors.node_executor import BLOCKED_MS
 from tinyllm.actors.plan import Plan
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outside import carried_out
@@ -243,3 +245,10 @@ class Record:
     def _admitted(self, outcome: Outcome) -> None:
         assert isinstance(outcome, Admitted)
         self.key, self.epoch, self.rev = outcome.trace, outcome.epoch, outcome.rev
+
+
+def block_loop() -> None:
+    """Keep the event loop for longer than others are made to wait for."""
+    end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
+    while time.perf_counter() < end:
+        pass

@@ -16,8 +16,8 @@ import pytest
 from anyio.streams.memory import MemoryObjectSendStream
 
 from tests.actors import functions
-from tests.actors.graphs import shape
-from tinyllm.actors.node_executor import BLOCKED_MS, NodeExecutor
+from tests.actors.graphs import block_loop, shape
+from tinyllm.actors.node_executor import NodeExecutor
 from tinyllm.actors.protocol import (
     Cancelled,
     CancelNode,
@@ -298,9 +298,7 @@ async def test_after_one_that_blocked_the_loop_what_was_sent_goes_back() -> None
 
     async def blocks(value: Any) -> Any:
         ran.append(value)
-        end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
-        while time.perf_counter() < end:
-            pass
+        block_loop()
 
     async with executing(blocks) as caller:
         for seq in range(3):
@@ -319,9 +317,7 @@ async def test_after_one_that_blocked_the_loop_only_what_would_run_in_it_goes_ba
     release = threading.Event()
 
     async def blocks(value: Any) -> Any:
-        end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
-        while time.perf_counter() < end:
-            pass
+        block_loop()
 
     graph = shape("a -> b", "b -> c", functions={"a": blocks, "b": lambda value: release.wait(), "c": in_loop})
     send, receive = anyio.create_memory_object_stream[NodeMessage](1000)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,12 +10,11 @@ import anyio
 import anyio.lowlevel
 import pytest
 
-from tests.actors.graphs import shape
+from tests.actors.graphs import block_loop, shape
 from tests.actors.rig import Rig, rig
 from tests.actors.stores import Noting, finished
 from tinyllm.actors.dispatch import CREDIT
 from tinyllm.actors.events import Committed, NodeFailed, NodeFinished, NodeStarted, Planned
-from tinyllm.actors.node_executor import BLOCKED_MS
 from tinyllm.actors.run import Run
 from tinyllm.errors import OwnershipLost, StorageError, StorageFailed, ValueNotStorable
 from tinyllm.graph.definition import Graph
@@ -331,9 +329,7 @@ async def test_what_was_sent_back_is_told_as_started_once_and_keeps_its_order() 
 
     async def blocks(value: Any) -> Any:
         ran.append(value)
-        end = time.perf_counter() + BLOCKED_MS * 1.5 / 1000
-        while time.perf_counter() < end:
-            pass
+        block_loop()
 
     async with rig(fan(8, blocks)) as made:
         await made.run(plan := made.admit()).run()

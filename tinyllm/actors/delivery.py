@@ -54,6 +54,7 @@ class Delivery(Frontier):
         path: tuple[int, ...],
         depth: int,
     ) -> None:
+        origins = [((seq, source),) for seq, _ in sent]  # shared by all that read the message: Python looks after each
         for route in routes:
             inner = path if route.index is None else (*path, route.index)
             seq, carried = sent[route.body]
@@ -63,7 +64,8 @@ class Delivery(Frontier):
             reads = carried if route.item is None else carried.item(route.item)
             row = ActivationRow(delta.next_activation(), route.id, route.node, seq, route.item, inner, depth)
             delta.activations.append(row)
-            self._add(Activation(row.seq, row.id, row.node, ((seq, source),), reads, inner, depth, self.number + 1))
+            origin = origins[route.body]
+            self._add(Activation(row.seq, row.id, row.node, origin, reads, inner, depth, self.number + 1))
 
     def _await(self, delta: Draft, source: str, joins: Iterable[str], cause: Activation) -> None:
         """An empty fan-out arrives, with nothing, at the joins behind it."""

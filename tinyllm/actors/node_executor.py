@@ -36,8 +36,9 @@ from tinyllm.storage.thread import cancellations
 BLOCKED_MS = 10.0
 """A node that keeps the event loop for longer costs its trace more than waiting for a commit does."""
 
-TURN_SECONDS = 0.001
-"""How long one worker may run small nodes before the loop has a turn."""
+TURN_SECONDS = 0.00025
+"""How long one worker may run small nodes before the loop has a turn, in which the runs see to what came of them: that
+takes two to three times as long."""
 
 
 class NodeExecutor:

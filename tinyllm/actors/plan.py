@@ -179,8 +179,8 @@ class Plan(Delivery):
 
     # -- transitions -------------------------------------------------------------------------------------------
 
-    def finish(self, seq: int, output: Output, *, ended_at: float, duration_ms: float) -> Delta:
-        """Activation `seq` is done: record its result, plan what it causes.
+    def finish(self, seq: int, output: Output, ended_at: float, duration_ms: float) -> Delta:
+        """Activation `seq` is done, at `ended_at` (UTC seconds): record its result, plan what it causes.
 
         Where a condition cannot be decided the trace fails, but the result is recorded all the same.
 

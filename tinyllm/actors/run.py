@@ -6,7 +6,6 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import assert_never
 
 import anyio
@@ -288,13 +287,13 @@ class Run:
     async def _finish(self, message: Finished) -> Delta:
         """The delta of that result. A wide one is made in a thread, which lets the loop have its turns; nothing else
         touches the plan meanwhile."""
-        finish = partial(self._plan.finish, ended_at=message.ended_at, duration_ms=message.duration_ms)
-        if not self._plan.is_wide(message.seq, message.output):
-            return finish(message.seq, message.output)
-        thread = DedicatedThread(f"plan of {self._plan.trace_id}")
+        plan = self._plan
+        if not plan.is_wide(message.seq, message.output):
+            return plan.finish(message.seq, message.output, message.ended_at, message.duration_ms)
+        thread = DedicatedThread(f"plan of {plan.trace_id}")
         thread.start()
         try:
-            return await thread.call(finish, message.seq, message.output)
+            return await thread.call(plan.finish, message.seq, message.output, message.ended_at, message.duration_ms)
         finally:
             thread.stop()
 
@@ -436,13 +435,14 @@ class Run:
     async def _leave(self) -> None:
         """End what still runs, then give the trace up, or let it go where it has ended."""
         self._dispatch.stopped = True
-        with anyio.move_on_after(GRACE_SECONDS, shield=True) as grace:
-            await self._cancel_running()
-            while self._dispatch.running:
-                await self._handle(await self._inbox.receive())
-        if grace.cancelled_caught:
-            nodes = sorted({activation.node for activation in self._dispatch.running.values()})
-            logger.warning("trace %s: left while %s still ran on", self._plan.trace_id, ", ".join(nodes))
+        if self._dispatch.running:
+            with anyio.move_on_after(GRACE_SECONDS, shield=True) as grace:
+                await self._cancel_running()
+                while self._dispatch.running:
+                    await self._handle(await self._inbox.receive())
+            if grace.cancelled_caught:
+                nodes = sorted({activation.node for activation in self._dispatch.running.values()})
+                logger.warning("trace %s: left while %s still ran on", self._plan.trace_id, ", ".join(nodes))
         if self._journal is not None:
             with anyio.move_on_after(GRACE_SECONDS, shield=True) as grace:
                 await self._let_go(self._journal)

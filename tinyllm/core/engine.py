@@ -31,6 +31,7 @@ from tinyllm.actors.protocol import (
 )
 from tinyllm.actors.run import Run
 from tinyllm.actors.scheduler import CheckpointScheduler
+from tinyllm.actors.turnstile import Turnstile
 from tinyllm.actors.watchdog import Watchdog
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.config import ExecutorConfig
@@ -81,6 +82,9 @@ class Engine:
         self._reader: MemoryObjectSendStream[ReadMessage] | None = None
         self._keeper: LeaseKeeper | None = None
         self._observer_failed = False
+        self.entrance = Turnstile()
+        self.start = Turnstile()
+        """Not the same: what was admitted is executed while others still wait to be."""
         self._clients: set[Client] = set()
         self._busy = 0
         self._idle = anyio.Event()
@@ -323,6 +327,7 @@ class Client:
         :raises OwnershipLost: another process took the trace over.
         :raises StorageFailed: the store failed for good.
         """
+        await outlast(self.engine.start.wait)  # bounded: by a turn for each that waits; the trace is ours already
         self._running = running = self.engine.run(plan, rev, opening, stopped=self.stopping.is_set())
         try:
             return await running.outcome()

@@ -130,6 +130,7 @@ class Executor(anyio.AsyncContextManagerMixin):
     async def _client(self) -> AsyncIterator[Client]:
         if self._shared is not None:
             with self._served(self._shared) as client:
+                await self._shared.entrance.wait()
                 yield client
             return
         async with self._new_engine() as engine:

@@ -1,0 +1,86 @@
+"""One at a time: what would all begin in the same turn of the event loop."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import anyio
+import anyio.lowlevel
+import pytest
+
+from tinyllm import Executor, GraphBuilder
+from tinyllm.actors.turnstile import Turnstile
+
+pytestmark = pytest.mark.anyio
+
+
+async def turns_of(count: int) -> Counter[int]:
+    """How many of `count` tasks, started at once, pass in each turn of another task."""
+    turnstile, passed, turn = Turnstile(), Counter[int](), 0
+
+    async def begin() -> None:
+        await turnstile.wait()
+        passed[turn] += 1
+
+    async with anyio.create_task_group() as tasks:
+        for _ in range(count):
+            tasks.start_soon(begin)
+        while passed.total() < count:
+            await anyio.lowlevel.checkpoint()
+            turn += 1
+    return passed
+
+
+async def test_others_have_a_turn_after_each_that_begins() -> None:
+    passed = await turns_of(50)
+    assert max(passed.values()) <= 2  # trio runs the tasks of a turn in any order: one may pass before the other task
+    assert len(passed) >= 25
+
+
+async def test_who_comes_alone_does_not_wait() -> None:
+    turnstile = Turnstile()
+    with anyio.CancelScope() as scope:
+        scope.cancel()
+        await turnstile.wait()  # to wait would raise
+    assert not scope.cancelled_caught
+
+
+async def test_who_is_cancelled_there_lets_the_next_pass() -> None:
+    turnstile, passed = Turnstile(), []
+
+    async def begin(name: str) -> None:
+        await turnstile.wait()
+        passed.append(name)
+
+    async with anyio.create_task_group() as tasks:
+        await turnstile.wait()
+        with anyio.move_on_after(0):
+            await begin("cancelled")
+        tasks.start_soon(begin, "next")
+    assert passed == ["next"]
+
+
+async def echo(text: str) -> str:
+    return text
+
+
+async def test_many_traces_at_once_are_all_executed_and_cancelled_ones_are_let_go(tmp_path: object) -> None:
+    """Cancelled wherever they wait: before they are admitted, before they are executed, and while they are."""
+    graph = GraphBuilder("g").node(echo).build()
+    async with Executor(graph, checkpoint_storage=str(tmp_path)) as executor:
+        done: list[str] = []
+
+        async def execute(number: int) -> None:
+            await executor.execute("x", trace_id=f"t{number}")
+            done.append(f"t{number}")
+
+        async with anyio.create_task_group() as tasks:
+            for number in range(30):
+                tasks.start_soon(execute, number)
+            while len(done) < 3:
+                await anyio.lowlevel.checkpoint()
+            tasks.cancel_scope.cancel()
+        async with anyio.create_task_group() as tasks:  # each is free to be executed again
+            for number in range(30):
+                tasks.start_soon(execute, number)
+        assert set(done) == {f"t{number}" for number in range(30)}

@@ -227,14 +227,17 @@ class Graph:
     @cached_property
     def fingerprint(self) -> str:
         """A digest of what a resume relies on: `topology()`."""
-        text = json.dumps(self.topology(), sort_keys=True, separators=(",", ":"))
-        return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+        return hashlib.blake2b(self._topology.encode(), digest_size=16).hexdigest()
 
     @cached_property
     def definition(self) -> bytes:
         """What is recorded of the graph: readable JSON, the same for the same graph."""
-        said = {"topology": self.topology(), "details": self.details()}
-        return json.dumps(said, sort_keys=True, separators=(",", ":")).encode()
+        return f'{{"details":{_as_json(self.details())},"topology":{self._topology}}}'.encode()
+
+    @cached_property
+    def _topology(self) -> str:
+        """As JSON, which a large graph makes once for both: it takes as long as to run some dozens of its nodes."""
+        return _as_json(self.topology())
 
     def topology(self) -> dict[str, Any]:
         """What must not change under a trace unasked: nodes, edges, joins, targets, reducers, node versions."""
@@ -277,6 +280,10 @@ class Graph:
                     digests[code] = _code_digest(function)
                 found[f"node {n.id}: code"] = digests[code]
         return found
+
+
+def _as_json(said: dict[str, Any]) -> str:
+    return json.dumps(said, sort_keys=True, separators=(",", ":"))
 
 
 def _code_digest(function: NodeFunction) -> str:

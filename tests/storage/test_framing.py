@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tinyllm.errors import ValueNotStorable
 from tinyllm.storage import framing
 from tinyllm.storage.framing import COMPRESS_ABOVE, FrameDamaged, checksum, decode, encode
+from tinyllm.storage.sqlite.rows import message_checksum, variable_checksum
 
 bodies = st.one_of(
     st.binary(max_size=200),
@@ -89,3 +90,15 @@ def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(framing, "MESSAGE_CAP", 10)
     with pytest.raises(ValueNotStorable, match="11 bytes"):
         encode(b"x" * 11)
+
+
+numbers = st.integers(0, 2**63)
+texts = st.text(st.characters())  # lone surrogates, too
+
+
+@given(st.binary(max_size=9), numbers, texts, st.none() | numbers, numbers, st.none() | st.binary(max_size=9))
+def test_the_quick_checksums_of_rows_are_those_that_every_row_was_written_with(
+    body: bytes, row: int, name: str, place: int | None, count: int, order: bytes | None
+) -> None:
+    assert message_checksum(row, name, place, count, body) == checksum(body, row, name, place, count)
+    assert variable_checksum(row, name, "full", count, order, body) == checksum(body, row, name, "full", count, order)

@@ -85,4 +85,9 @@ def decode(frame: Frame) -> bytes:
 
 def checksum(body: bytes, *belongs_to: object) -> int:
     """CRC-32 of `body` and of what it belongs to."""
-    return zlib.crc32(body, zlib.crc32(repr(belongs_to).encode("utf-8", "surrogatepass")))
+    return checksum_of(body, repr(belongs_to))
+
+
+def checksum_of(body: bytes, belongs_to: str) -> int:
+    """The same, of the text of the tuple of what it belongs to."""
+    return zlib.crc32(body, zlib.crc32(belongs_to.encode("utf-8", "surrogatepass")))

@@ -14,7 +14,7 @@ from typing import Any
 import attrs
 
 from tinyllm.storage.contract import TERMINAL, ActivationRow, Delta, StateChange
-from tinyllm.storage.framing import Frame, checksum, encode
+from tinyllm.storage.framing import Frame, checksum_of, encode
 from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT, OUTLIVED
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import SHIFT
@@ -90,7 +90,7 @@ class Rows:
                 row.node,
                 row.message,
                 row.item,
-                path_text(row.path),
+                path_text(row.path) if row.path else None,
                 row.depth,
                 row.state,
                 row.attempts,
@@ -186,7 +186,9 @@ class Rows:
         )
 
     def _add_messages(self, first: int, delta: Delta, window: int | None) -> None:
-        ordinal = delta.counts.messages - sum(message.history for message in delta.messages)
+        ordinal = delta.counts.messages
+        for message in delta.messages:
+            ordinal -= message.history
         for message in delta.messages:
             place = None
             if message.history:
@@ -271,11 +273,12 @@ def frame(body: bytes | None) -> Frame | None:
 
 
 def message_checksum(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:
-    return checksum(body, row, node, history, consumers)
+    # The text of the tuple, as `checksum` would have it; but a tuple takes twice as long to say what it holds.
+    return checksum_of(body, f"({row}, {node!r}, {history}, {consumers})")
 
 
 def variable_checksum(row: int, key: str, kind: str, base: int, order: bytes | None, body: bytes) -> int:
-    return checksum(body, row, key, kind, base, order)
+    return checksum_of(body, f"({row}, {key!r}, {kind!r}, {base}, {order!r})")
 
 
 def path_text(path: tuple[int, ...]) -> str | None:

@@ -19,7 +19,10 @@ from tinyllm.storage.contract import Append, CheckpointStorage, Outcome, Prune, 
 
 logger = logging.getLogger(__name__)
 
-PRUNE_SLICE = 64
+PRUNE_SLICE = 128
+"""Checkpoints that one transaction drops at most. More than a trace becomes due with, so that one takes them all, and
+none has to look whether that was all."""
+
 RECLAIM_PAGES = 256
 
 IDLE_SECONDS = 0.25

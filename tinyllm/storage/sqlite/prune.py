@@ -30,6 +30,7 @@ _SLICE_ROWS = 100
 _SLICE_CHECKPOINTS = 64
 
 _COLUMNS = "id, step, messages, task, message, activation, arrival, variable"
+_TASK = 3
 _NEWEST_KEPT = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1 OFFSET ?"
 _FIRST = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
 _DROPPABLE = f"""
@@ -193,15 +194,15 @@ def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, l
     """Drop at most `limit` unpinned checkpoints between the row ids `after` and `before`; a newer one stays."""
     window, origin = _trace(connection, trace)
     rows = connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall()
-    dropped = [_point(row) for row in rows]
+    ids = [row[0] for row in rows]
     at = 0
-    while at < len(dropped):
-        run = dropped[at : _neighbours(connection, dropped, at)]
-        start, end = run[0], run[-1]
-        task = next((point.task for point in reversed(run) if point.task is not None), None)
+    while at < len(rows):
+        run = rows[at : _neighbours(connection, ids, at)]
+        start, end = _point(run[0]), _point(run[-1])
+        task = next((row[_TASK] for row in reversed(run) if row[_TASK] is not None), None)
         newer = _point(connection.execute(_NEWER, (end.id, end.id | LAST)).fetchone())
-        row = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
-        older = _point(row) if row else origin
+        before_it = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
+        older = _point(before_it) if before_it else origin
         connection.execute(_DROP, (start.id, end.id))
         if task is not None and newer.task is None:
             connection.execute(_ADD_TASK, (task, newer.id))
@@ -210,13 +211,13 @@ def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, l
         _forget_variables(connection, trace, older, start, newer)
         _forget_activations(connection, trace, older, start, newer, window)
         at += len(run)
-    return len(dropped)
+    return len(rows)
 
 
-def _neighbours(connection: sqlite3.Connection, points: list[_Point], at: int) -> int:
+def _neighbours(connection: sqlite3.Connection, ids: list[int], at: int) -> int:
     """The end of the run of neighbours that begins at `at`: it is dropped as one interval."""
-    end = len(points)
-    while (there := connection.execute(_BETWEEN, (points[at].id, points[end - 1].id)).fetchone()[0]) != end - at:
+    end = len(ids)
+    while (there := connection.execute(_BETWEEN, (ids[at], ids[end - 1])).fetchone()[0]) != end - at:
         end = max(at + 1, end - max(1, (there - (end - at)) // 2))  # a single one has no others between
     return end
 

@@ -246,10 +246,12 @@ class Writing:
     def _append(self, runs: list[Run], outcomes: list[Outcome]) -> None:
         """Append runs of deltas whose revs follow one another, each of another trace."""
         windows: dict[int, int | None] = {}
-        for statement, last in ((_APPEND, False), (_APPEND_LAST, True)):
-            some = [run for run in runs if any(append.delta.status in UNOWNED for _, append in run) is last]
+        on: list[Run] = []
+        ending: list[Run] = []
+        for run in runs:
+            (ending if any(append.delta.status in UNOWNED for _, append in run) else on).append(run)
+        for statement, some, one in ((_APPEND, on, _APPEND_ONE), (_APPEND_LAST, ending, None)):
             positions = [self._position(run) for run in some]
-            one = None if last else _APPEND_ONE
             windows.update(execute_all(self._connection, statement, positions, nullable=(4,), one=one))
         again = []
         for run in runs:

@@ -1,4 +1,4 @@
-"""Rows on their way into the database: from deltas to tuples, and one statement per table for many of them.
+"""Rows on their way into the database: from deltas to values, and one statement per table for many of them.
 
 SQLite works without the interpreter lock, and has to get it back after each statement: while a program keeps its event
 loop busy, that takes far longer than to insert a row. `executemany` is a statement for each row in that regard.
@@ -6,9 +6,7 @@ loop busy, that takes far longer than to insert a row. `executemany` is a statem
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from functools import lru_cache
-from itertools import chain, compress
 from typing import Any
 
 import attrs
@@ -51,6 +49,8 @@ UPDATE activations SET state = ?, attempts = ?, error = ?, tries = ?, due = ?, p
 """
 
 Row = tuple[Any, ...]
+Values = list[Any]
+"""Of rows of one width, one after the other: a tuple for each would be taken apart again at once."""
 
 
 @attrs.define(eq=False)
@@ -60,17 +60,19 @@ class Rows:
     What most rows do not have is written after them, for those that do: to bind a None costs more than to insert a row.
     """
 
-    messages: list[Row] = attrs.field(factory=list)
-    activations: dict[int, list[Any]] = attrs.field(factory=dict)
-    """By id: what the batch itself ends is written as ended, and never stands in the index of what lives."""
-    arrivals: list[Row] = attrs.field(factory=list)
-    variables: list[Row] = attrs.field(factory=list)
-    steps: list[Row] = attrs.field(factory=list)
+    messages: Values = attrs.field(factory=list)
+    activations: Values = attrs.field(factory=list)
+    done: dict[int, int] = attrs.field(factory=dict)
+    """By id, where among the values of `activations` it says when it ended: what the batch itself ends is written as
+    ended, and never stands in the index of what lives."""
+    arrivals: Values = attrs.field(factory=list)
+    variables: Values = attrs.field(factory=list)
+    steps: Values = attrs.field(factory=list)
     said: list[Row] = attrs.field(factory=list)
-    checkpoints: list[Row] = attrs.field(factory=list)
+    checkpoints: Values = attrs.field(factory=list)
     fired: list[Row] = attrs.field(factory=list)
     changed: list[Row] = attrs.field(factory=list)
-    ended: list[Row] = attrs.field(factory=list)
+    ended: Values = attrs.field(factory=list)
     tasks: list[Row] = attrs.field(factory=list)
     consumed: list[Row] = attrs.field(factory=list)
     """Commands of either kind."""
@@ -84,7 +86,7 @@ class Rows:
         if delta.messages:
             self._add_messages(first, delta, window)
         for row in delta.activations:
-            self.activations[first | row.seq] = [
+            self.activations += (
                 first | row.seq,
                 bytearray(row.id),
                 row.node,
@@ -96,56 +98,51 @@ class Rows:
                 row.attempts,
                 None if row.state == "buffered" else 0,
                 None,
-            ]
+            )
+            self.done[first | row.seq] = len(self.activations) - 1
             if row.tries or (row.error, row.due, row.progress, row.asked) != (None, None, None, None):
                 self._change(first | row.seq, row)
         for arrival in delta.arrivals:
-            self.arrivals.append(
-                (
-                    first | arrival.seq,
-                    first | arrival.activation,
-                    arrival.message,
-                    bytearray(arrival.id),
-                    path_text(arrival.path),
-                    arrival.depth,
-                )
+            self.arrivals += (
+                first | arrival.seq,
+                first | arrival.activation,
+                arrival.message,
+                bytearray(arrival.id),
+                path_text(arrival.path),
+                arrival.depth,
             )
         for fired in delta.fired:
             self.fired.append((rev, fired.id, fired.depth, first | fired.activation))
         for change in delta.changed:
             self._change(first | change.activation, change)
         for activation in delta.ended:
-            planned = self.activations.get(first | activation)
-            if planned is None:
-                self.ended.append((rev, first | activation))
+            at = self.done.get(first | activation)
+            if at is None:
+                self.ended += (rev, first | activation)
             else:
-                planned[-1] = rev
+                self.activations[at] = rev
         for variable in delta.variables:
             crc = variable_checksum(
                 first | variable.seq, variable.key, variable.kind, variable.base, variable.order, variable.body
             )
-            self.variables.append(
-                (
-                    first | variable.seq,
-                    trace,
-                    variable.key,
-                    variable.kind,
-                    variable.base,
-                    variable.order,
-                    encode(variable.body),
-                    crc,
-                )
+            self.variables += (
+                first | variable.seq,
+                trace,
+                variable.key,
+                variable.kind,
+                variable.base,
+                variable.order,
+                encode(variable.body),
+                crc,
             )
         for step in delta.steps:
-            self.steps.append(
-                (
-                    first | step.step,
-                    step.activation,
-                    step.node,
-                    step.ended_at,
-                    step.duration_ms,
-                    step.attempts,
-                )
+            self.steps += (
+                first | step.step,
+                step.activation,
+                step.node,
+                step.ended_at,
+                step.duration_ms,
+                step.attempts,
             )
             if step.status is not None:
                 self.said.append((step.status, first | step.step))
@@ -154,28 +151,26 @@ class Rows:
         if delta.status in TERMINAL:
             self.over.append((trace,))
         marks, counts = delta.marks, delta.counts
-        self.checkpoints.append(
-            (
-                first | rev,
-                epoch,
-                delta.step,
-                delta.status,
-                delta.node,
-                marks.message,
-                marks.activation,
-                marks.arrival,
-                marks.variable,
-                counts.messages,
-                counts.frontier,
-                counts.arrivals,
-                counts.variables,
-                now,
-                delta.generation,
-                delta.generation_step,
-                delta.elapsed,
-                delta.tokens_in,
-                delta.tokens_out,
-            )
+        self.checkpoints += (
+            first | rev,
+            epoch,
+            delta.step,
+            delta.status,
+            delta.node,
+            marks.message,
+            marks.activation,
+            marks.arrival,
+            marks.variable,
+            counts.messages,
+            counts.frontier,
+            counts.arrivals,
+            counts.variables,
+            now,
+            delta.generation,
+            delta.generation_step,
+            delta.elapsed,
+            delta.tokens_in,
+            delta.tokens_out,
         )
         if delta.task is not None:
             self.tasks.append((delta.task, first | rev))
@@ -203,17 +198,17 @@ class Rows:
                 continue  # it lies before its window already, where it would be for its readers only
             row = first | message.seq
             crc = message_checksum(row, message.node, place, message.consumers, message.body)
-            self.messages.append((row, message.node, place, message.consumers, encode(message.body), crc, held))
+            self.messages += (row, message.node, place, message.consumers, encode(message.body), crc, held)
 
     def insert(self, connection: sqlite3.Connection) -> None:
         """Write everything, and be empty again."""
-        execute_all(connection, _MESSAGES, self.messages, nullable=(2, 6))
-        execute_all(connection, _ACTIVATIONS, list(self.activations.values()), nullable=(3, 4, 5, 9, 10))
-        execute_all(connection, _ARRIVALS, self.arrivals, nullable=(2, 4))
-        execute_all(connection, _ENDED, self.ended, one=_ENDED_ONE)
-        execute_all(connection, _VARIABLES, self.variables, nullable=(5,))
-        execute_all(connection, _STEPS, self.steps)
-        execute_all(connection, _CHECKPOINTS, self.checkpoints, nullable=(4,))
+        execute_all(connection, _MESSAGES, self.messages, 7, nullable=(2, 6))
+        execute_all(connection, _ACTIVATIONS, self.activations, 11, nullable=(3, 4, 5, 9, 10))
+        execute_all(connection, _ARRIVALS, self.arrivals, 6, nullable=(2, 4))
+        execute_all(connection, _ENDED, self.ended, 2, one=_ENDED_ONE)
+        execute_all(connection, _VARIABLES, self.variables, 8, nullable=(5,))
+        execute_all(connection, _STEPS, self.steps, 6)
+        execute_all(connection, _CHECKPOINTS, self.checkpoints, 19, nullable=(4,))
         statements = (
             (_FIRED, self.fired),
             (_CHANGED, self.changed),
@@ -227,9 +222,10 @@ class Rows:
         for statement, rows in statements:
             if rows:
                 connection.executemany(statement, rows)
-        self.activations.clear()
-        for inserted in (self.messages, self.arrivals, self.ended, self.variables, self.steps, self.checkpoints):
-            inserted.clear()
+        inserted = (self.messages, self.activations, self.arrivals, self.ended, self.variables, self.steps)
+        for values in (*inserted, self.checkpoints):
+            values.clear()
+        self.done.clear()
         for _, rows in statements:
             rows.clear()
 
@@ -237,28 +233,29 @@ class Rows:
 def execute_all(
     connection: sqlite3.Connection,
     statement: str,
-    rows: Sequence[Sequence[Any]],
+    values: Values,
+    width: int,
     *,
     nullable: tuple[int, ...] = (),
     one: str | None = None,
 ) -> list[Row]:
-    """Execute `statement`, in which `{rows}` stands for the values of many rows, for all `rows`; what it returns. `one`
-    does the same for a single row: SQLite makes a table of the values of an UPDATE first.
+    """Execute `statement`, in which `{rows}` stands for the values of many rows, for the rows of `width` columns whose
+    values are `values`; what it returns. `one` does the same for a single row: SQLite makes a table of the values of an
+    UPDATE first.
 
     A column of `nullable` that is None in all of them is not bound: to bind a None, or bytes, takes Python's module
     longer than it takes SQLite to insert a row. (A bytearray is as quick as a text.)
     """
-    if one is not None and len(rows) == 1:
-        return connection.execute(one, tuple(rows[0])).fetchall()
+    if one is not None and len(values) == width:
+        return connection.execute(one, values).fetchall()
     found: list[Row] = []
-    for at in range(0, len(rows), _AT_ONCE):
-        some = rows[at : at + _AT_ONCE]
-        empty = tuple(column for column in nullable if all(row[column] is None for row in some))
-        values: Iterable[Any] = chain.from_iterable(some)
-        if empty:
-            bound = [column not in empty for column in range(len(some[0]))]
-            values = compress(values, bound * len(some))
-        found += connection.execute(_for(statement, len(some), len(some[0]), empty), tuple(values))
+    for at in range(0, len(values), _AT_ONCE * width):
+        some = values[at : at + _AT_ONCE * width]
+        rows = len(some) // width
+        empty = tuple(column for column in nullable if some[column::width].count(None) == rows)
+        for left, column in enumerate(reversed(empty)):
+            del some[column :: width - left]
+        found += connection.execute(_for(statement, rows, width, empty), some)
     return found
 
 

@@ -251,8 +251,8 @@ class Writing:
         for run in runs:
             (ending if any(append.delta.status in UNOWNED for _, append in run) else on).append(run)
         for statement, some, one in ((_APPEND, on, _APPEND_ONE), (_APPEND_LAST, ending, None)):
-            positions = [self._position(run) for run in some]
-            windows.update(execute_all(self._connection, statement, positions, nullable=(4,), one=one))
+            positions = [value for run in some for value in self._position(run)]
+            windows.update(execute_all(self._connection, statement, positions, 8, nullable=(4,), one=one))
         again = []
         for run in runs:
             trace = run[0][1].delta.trace

@@ -20,7 +20,9 @@ class Queue:
         return bool(self._traces)
 
     def add(self, item: Put | Ask) -> None:
-        self._traces.setdefault(item.trace_id, deque()).append(item)
+        if (items := self._traces.get(item.trace_id)) is None:  # not `setdefault`: a deque is dear, and mostly there
+            items = self._traces[item.trace_id] = deque()
+        items.append(item)
 
     def take(self) -> list[Put | Ask]:
         """The next batch: at most `MAX_WRITES`, and not past the first that fills `MAX_BYTES`."""
@@ -29,8 +31,10 @@ class Queue:
         while self._traces and len(batch) < MAX_WRITES and size < MAX_BYTES:
             trace_id, items = next(iter(self._traces.items()))
             item = items.popleft()
-            del self._traces[trace_id]
-            if items:  # to the back: one write each, in turns
+            if not items:
+                del self._traces[trace_id]
+            elif len(self._traces) > 1:  # to the back: one write each, in turns
+                del self._traces[trace_id]
                 self._traces[trace_id] = items
             batch.append(item)
             size += item.delta.size if isinstance(item, Put) else 0

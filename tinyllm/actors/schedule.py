@@ -48,7 +48,8 @@ class TraceSchedule:
     """One trace: what waits to be written, and how many checkpoints there are to prune."""
 
     def __init__(self, policy: Policy, rev: int, now: float) -> None:
-        self._policy = policy
+        self._merges = policy.merges
+        self._interval = policy.interval if policy.durability != "exit" else 0.0
         self._rev = rev
         self._written_at = now
         self._pending: Merged | None = None
@@ -58,21 +59,19 @@ class TraceSchedule:
     @property
     def due_at(self) -> float | None:
         """When what waits must be written; None: nothing does, or only the end will write it."""
-        policy = self._policy
-        if self._pending is None or policy.durability == "exit" or not policy.interval:
+        if self._pending is None or not self._interval:
             return None
-        return self._written_at + policy.interval
+        return self._written_at + self._interval
 
     def stepped(self, delta: Delta, forced: bool, now: float) -> list[Effect]:
-        policy = self._policy
-        if not policy.merges:
+        if not self._merges:
             return self._write(delta, now)
         if self._pending is None:
             self._pending = Merged(delta)
         else:
             self._pending.add(delta)
-        due = self.due_at
-        if forced or self._pending.size > MERGED_BYTES or (due is not None and now >= due):
+        late = self._interval and now >= self._written_at + self._interval
+        if forced or late or self._pending.size > MERGED_BYTES:
             return self.flush(now)
         return []
 

@@ -49,9 +49,8 @@ class CheckpointScheduler:
         shield: anyio.CancelScope,
     ) -> None:
         self._policy = policy
-        self._linger_seconds = LINGER_SECONDS
-        if policy.merges:
-            self._linger_seconds = MERGING_LINGER_SECONDS
+        self._merges = policy.merges
+        self._linger_seconds = MERGING_LINGER_SECONDS if self._merges else LINGER_SECONDS
         self._inbox = inbox
         self._bell = bell
         self._writer = writer
@@ -98,7 +97,7 @@ class CheckpointScheduler:
                 self._do(
                     trace,
                     schedule.stepped(message.delta, message.forced, now),
-                    tell=message.tell or self._policy.merges,
+                    tell=message.tell or self._merges,
                 )
             case Close():
                 trace, schedule = self._traces.pop(message.trace_id)
@@ -109,12 +108,12 @@ class CheckpointScheduler:
                 assert_never(message)
 
     def _next_due(self) -> float | None:
-        if not self._policy.merges:  # nothing ever waits here: do not look through a thousand traces for it
+        if not self._merges:  # nothing ever waits here: do not look through a thousand traces for it
             return None
         return min((at for _, schedule in self._traces.values() if (at := schedule.due_at) is not None), default=None)
 
     def _write_due(self, now: float) -> None:
-        if not self._policy.merges:
+        if not self._merges:
             return
         for trace, schedule in self._traces.values():
             if schedule.due_at is not None and schedule.due_at <= now:

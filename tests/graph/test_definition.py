@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import pairwise
 from typing import Any
 
@@ -108,6 +109,13 @@ def test_the_fingerprint_sees_what_a_resume_relies_on(changed: Graph) -> None:
 )
 def test_the_fingerprint_does_not_see_the_rest(changed: Graph) -> None:
     assert changed.fingerprint == CHAIN.fingerprint
+
+
+@pytest.mark.parametrize("name", ["found", "été", "\ud800"])
+def test_what_is_recorded_is_json_whatever_the_names(name: str) -> None:
+    graph = attrs.evolve(CHAIN, variables={name: "append"})
+    assert json.loads(graph.definition) == {"topology": graph.topology(), "details": graph.details()}
+    assert graph.fingerprint != CHAIN.fingerprint
 
 
 def test_details_tell_what_may_change() -> None:

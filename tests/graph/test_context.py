@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import pickle
+import weakref
+from copy import deepcopy
 from datetime import UTC, datetime
 from typing import Any
 
+import attrs
 import pytest
 
-from tinyllm import ConfigError, ExecutionContext, Message, MessagePayload, UnknownSetting
+from tinyllm import ConfigError, ErrorInfo, ExecutionContext, Message, MessagePayload, UnknownSetting
 from tinyllm.graph.pages import PAGE, Editable, Pages
-from tinyllm.graph.payload import decode_message, decode_payload, encode_message
+from tinyllm.graph.payload import decode_messages, decode_payload, encode_message, encode_payload
+
+
+@attrs.frozen
+class Row:
+    seq: int
+    node: str
+    body: bytes
 
 
 class Numbers(Pages[int]):
@@ -174,5 +185,37 @@ def test_the_first_change_makes_a_list_of_its_own() -> None:
 def test_a_message_that_is_saved_comes_back_whole(payload: MessagePayload) -> None:
     sent = Message("t", "a", "b", payload=payload, parent_id="p")
     body = encode_message(sent)
-    assert decode_message(body, trace_id="other", source_node="a") == sent
+    assert decode_messages([Row(1, "a", body)], "other", datetime.now(UTC)) == [sent]
     assert decode_payload(body) == payload
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "text",
+        {"a": [1]},
+        None,
+        datetime(2026, 1, 1, tzinfo=UTC),
+        MessagePayload(route="r", error=ErrorInfo(type="ValueError", message="m")),
+    ],
+)
+def test_a_message_that_is_read_is_as_one_that_is_made(value: object) -> None:
+    began = datetime.now(UTC)
+    payload = value if isinstance(value, MessagePayload) else MessagePayload.of(value)
+    made = Message("t", "a", payload=payload, message_id="t#7", created_at=began)
+    (read,) = decode_messages([Row(7, "a", encode_payload(value))], "t", began)
+    assert type(read) is Message
+    assert type(read.payload) is MessagePayload
+    assert (read, repr(read), attrs.asdict(read)) == (made, repr(made), attrs.asdict(made))
+    assert attrs.evolve(read, parent_id="p") == attrs.evolve(made, parent_id="p")
+    assert pickle.loads(pickle.dumps(read)) == deepcopy(read) == made
+    assert weakref.ref(read)() is read
+    for instance, name in ((read, "trace_id"), (read.payload, "content")):
+        with pytest.raises(attrs.exceptions.FrozenInstanceError):
+            setattr(instance, name, "changed")
+
+
+def test_messages_that_are_read_share_nothing_that_can_be_changed() -> None:
+    one, other = decode_messages([Row(1, "a", b"{}"), Row(2, "a", b"{}")], "t", datetime.now(UTC))
+    one.payload.metadata["k"] = one.payload.structured["k"] = 1  # type: ignore[index]
+    assert (other.payload.metadata, other.payload.structured) == ({}, {})

@@ -281,6 +281,8 @@ class Run:
         if message.blocked:
             self._dispatch.loop_was_blocked()
         await self._hand(delta, forced=plan.status != "running")
+        if self._telling.observed:  # what was told of is counted as lost if a crash takes it
+            self._note()
         self._telling.finished(activation.node, message.duration_ms)
         self._stop_if_failed()
 
@@ -424,8 +426,12 @@ class Run:
                 self._telling.started(activation.node)
         if dispatch.held_back and self._alarms.look_at is None:
             self._alarms.look_at = self._clock() + LEASE_POLL_SECONDS
+        self._note()
+
+    def _note(self) -> None:
+        """Note how far this is, where it outlives the process."""
         if self._high_water is not None and self._refusal is None:
-            self._high_water.note(plan.step, len(dispatch.running))
+            self._high_water.note(self._plan.step, len(self._dispatch.running))
 
     async def _cancel_running(self) -> None:
         for activation in self._dispatch.running.values():

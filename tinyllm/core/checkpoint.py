@@ -13,7 +13,7 @@ from tinyllm.core.store import check_trace_id, open_storage
 from tinyllm.errors import ConfigError, StorageNotOpen
 from tinyllm.graph.context import ExecutionContext
 from tinyllm.graph.pages import Editable
-from tinyllm.graph.payload import decode_message
+from tinyllm.graph.payload import decode_messages
 from tinyllm.storage.by_hand import forget, save
 from tinyllm.storage.contract import CheckpointStorage
 from tinyllm.storage.records import CheckpointRecord
@@ -172,16 +172,7 @@ def last_context(plan: Plan, storage: CheckpointStorage | None) -> ExecutionCont
         current_node=plan.visited[-1] if plan.visited else None,
         visited_nodes=list(plan.visited),
         variables={key: version.fresh().value for key, version in plan.versions.items()},
-        messages=[
-            decode_message(
-                row.body,
-                trace_id=trace_id,
-                source_node=row.node,
-                message_id=f"{trace_id}#{row.seq}",
-                created_at=began,
-            )
-            for row in said
-        ],
+        messages=decode_messages(said, trace_id, began),
         start_time=began,
         total_tokens_in=plan.tokens[0],
         total_tokens_out=plan.tokens[1],

@@ -9,6 +9,7 @@ from typing import Any
 
 import attrs
 
+from tinyllm.graph.records import Referable
 from tinyllm.graph.shown import call_of, line_of, markdown_of
 
 
@@ -37,7 +38,7 @@ class TaskPayload:
 
 
 @attrs.frozen(kw_only=True)
-class MessagePayload:
+class MessagePayload(Referable):
     """What a message carries. A node's `str` goes to `content`, anything else to `structured`."""
 
     task: str | None = None
@@ -65,7 +66,7 @@ class MessagePayload:
 
 
 @attrs.frozen
-class Message:
+class Message(Referable):
     """The immutable value that flows along an edge."""
 
     trace_id: str

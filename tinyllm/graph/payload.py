@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any, Protocol
 
 import attrs
 import msgspec
 
 from tinyllm.errors import ValueNotStorable
 from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload
+from tinyllm.graph.records import unguarded
 from tinyllm.graph.values import MAX_BYTES, capture, digest, restore
 
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
 _TAG = b'{"$payload":'  # a captured dict never starts so: the codec escapes keys that begin with "$"
 _WHOLE = b'{"$message":'
+_SAYS_MORE = b'{"$'
+
+_Payload = unguarded(MessagePayload)
+_Message = unguarded(Message)
 
 
 def encode_payload(value: Any, path: str = "value") -> bytes:
@@ -69,13 +76,40 @@ def encode_message(message: Message, path: str = "message") -> bytes:
     return _WHOLE + b"[" + capture(said, path) + b"," + encode_payload(message, f"{path}.payload") + b"]}"
 
 
-def decode_message(body: bytes, **known: Any) -> Message:
-    """The message of `body`; `known` is what a trace knows of it, where the body does not say it."""
-    if body.startswith(_WHOLE):
-        said, body = map(bytes, _items(body[len(_WHOLE) : -1]))
-        names = ("trace_id", "target_node", "message_id", "parent_id", "created_at")
-        known |= zip(names, restore(said), strict=True)
-    return Message(**known, payload=decode_payload(body))
+class Said(Protocol):
+    """What a trace keeps of a message."""
+
+    @property
+    def seq(self) -> int: ...
+    @property
+    def node(self) -> str: ...
+    @property
+    def body(self) -> bytes: ...
+
+
+def decode_messages(said: Iterable[Said], trace_id: str, began: datetime) -> list[Message]:
+    """The messages of a trace that `began` then. What a body does not say of its message, the trace tells.
+
+    Written out for what nearly every message is, without a call for each thing that it could be: there are many.
+    """
+    found = []
+    for row in said:
+        body = row.body
+        of, target, message_id, parent, created_at = trace_id, None, f"{trace_id}#{row.seq}", None, began
+        if not body.startswith(_SAYS_MORE):
+            value = restore(body)
+            content, structured = (value, None) if type(value) is str else (None, value)
+            payload = _Payload(None, content, structured, None, None, None, None, None, {})
+            payload.__class__ = MessagePayload
+        else:
+            if body.startswith(_WHOLE):
+                own, body = map(bytes, _items(body[len(_WHOLE) : -1]))
+                of, target, message_id, parent, created_at = restore(own)
+            payload = decode_payload(body)
+        message = _Message(of, row.node, target, payload, message_id, parent, created_at)
+        message.__class__ = Message
+        found.append(message)
+    return found
 
 
 def payload_of(body: bytes) -> bytes:

@@ -66,7 +66,8 @@ def restore(body: bytes) -> Any:
     """
     try:
         value = _decode(body)
-        return _untag(value) if b'"$' in body else value
+        kind = type(value)  # before the search, which takes longer than to decode a text
+        return _untag(value) if (kind is dict or kind is list) and b'"$' in body else value
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise ValueNotReadable(str(error)) from None
     except RecursionError:

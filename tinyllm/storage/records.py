@@ -11,7 +11,7 @@ import msgspec
 
 from tinyllm.graph.messages import Message
 from tinyllm.graph.pages import Pages
-from tinyllm.graph.payload import decode_message
+from tinyllm.graph.payload import decode_messages
 from tinyllm.graph.variables import Version
 
 if TYPE_CHECKING:
@@ -72,16 +72,7 @@ class StoredMessages(Pages[Message]):
             rows = place.ask(lambda store: store.messages(place.trace_id, place.rev, self._first + start, count))
         else:
             rows = place.ask(lambda store: store.messages(place.trace_id, place.rev, 0, start + count))[start:]
-        return [
-            decode_message(
-                row.body,
-                trace_id=place.trace_id,
-                source_node=row.node,
-                message_id=f"{place.trace_id}#{row.seq}",
-                created_at=self._began,
-            )
-            for row in rows
-        ]
+        return decode_messages(rows, place.trace_id, self._began)
 
 
 class StoredNodes(Pages[str]):

@@ -19,6 +19,7 @@ _log = logging.getLogger("tinyllm.storage")
 
 _PAGE_SIZE = 4096
 _CACHE_KIB = 16_000
+_READER_CACHE_KIB = 2_000  # each commit of the writer empties it, and filling more of it costs a long read a third
 _BUSY_PAUSE = 0.01
 _INCREMENTAL = 2
 
@@ -71,6 +72,7 @@ def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write."""
     connection = connect(path)
     connection.execute("PRAGMA query_only = ON")
+    connection.execute(f"PRAGMA cache_size = -{_READER_CACHE_KIB}")
     return connection
 
 

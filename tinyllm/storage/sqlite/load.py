@@ -16,9 +16,9 @@ from tinyllm.storage.contract import (
     TraceRecord,
     VariableRow,
 )
-from tinyllm.storage.framing import Frame, checksum
+from tinyllm.storage.framing import Frame
 from tinyllm.storage.sqlite.read import Catalog, Point, Segment, unframed, verified
-from tinyllm.storage.sqlite.rows import path_of
+from tinyllm.storage.sqlite.rows import message_checksum, path_of
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
 _ACTIVATION = """
@@ -102,10 +102,16 @@ class Loader(Catalog):
             first = part.trace << SHIFT
             span = (first + max(part.low.message, after) + 1, first | part.high.message, before, limit - len(found))
             for row in self.connection.execute(_HISTORY, span):
+                id_, node, history, consumers, frame, crc = row
                 number += 1
-                if row[2] != number:
+                if history != number:
                     raise _lost(record, point, number)
-                found.append(_message_row(row, record, point))
+                # What nearly every message is, without a call for each thing that could be wrong with it.
+                body = frame.encode() if type(frame) is str else None
+                if body is not None and message_checksum(id_, node, history, consumers, body) == crc:
+                    found.append(MessageRow(id_ & LAST, node, consumers, body))
+                else:
+                    found.append(_message_row(row, record, point))
         if len(found) < limit and number != point.counts.messages:
             raise _lost(record, point, number + 1)
         return found
@@ -213,11 +219,7 @@ def _activation(row: tuple[Any, ...], record: TraceRecord, point: Point) -> Acti
 def _message_row(row: tuple[Any, ...], record: TraceRecord, point: Point) -> MessageRow:
     id_, node, history, consumers, frame, crc = row
     seq = id_ & LAST
-    belongs_to = (id_, node, history, consumers)
-    # What nearly every message is, without a call for each thing that could be wrong with it.
-    body = frame.encode() if type(frame) is str else None
-    if body is None or checksum(body, *belongs_to) != crc:
-        body = verified(frame, crc, belongs_to, record.trace_id, point.step, f"message {seq}")
+    body = verified(frame, crc, (id_, node, history, consumers), record.trace_id, point.step, f"message {seq}")
     return MessageRow(seq, node, consumers, body, history is not None)
 
 

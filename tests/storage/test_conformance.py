@@ -11,6 +11,7 @@ import pytest
 from tests.storage.backends import admit, census, commit, commit_one, content, found, kept, run_steps
 from tests.storage.deltas import Item, Writer, merge
 from tinyllm.errors import OwnershipLost, TraceExists, ValueNotStorable
+from tinyllm.graph.values import digest
 from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
@@ -244,6 +245,7 @@ async def test_acquire_raises_the_epoch_and_replaces_the_graph(storage: Checkpoi
     assert (record.epoch, record.owner, record.status) == (writer.epoch + 1, owner, "running")
     assert (record.fingerprint, record.graph_path) == ("f2", "/new.yaml")
     assert await storage.definition("t") == b'{"new":1}'
+    assert record.definition_digest == digest(b'{"new":1}')
     assert isinstance(await commit_one(storage, old), OwnershipLost)
     assert await kept(storage) == [0]
 
@@ -255,6 +257,7 @@ async def test_acquire_without_a_graph_keeps_the_recorded_one(storage: Checkpoin
     assert (record.owner, record.status, record.epoch) == (owner, "running", writer.epoch + 1)
     assert (record.fingerprint, record.graph_path) == ("f", "/graphs/g.yaml")
     assert await storage.definition("t") == b'{"old":1}'
+    assert record.definition_digest == digest(b'{"old":1}')
     late = Acquire(writer.key, "t", writer.epoch, "late")
     assert isinstance(await commit_one(storage, late), OwnershipLost)
 

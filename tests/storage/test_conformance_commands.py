@@ -19,6 +19,7 @@ from tinyllm.errors import (
 )
 from tinyllm.storage.contract import (
     TERMINAL,
+    Acquired,
     Append,
     Appended,
     CheckpointStorage,
@@ -86,6 +87,25 @@ async def test_commands_are_for_a_trace_or_for_the_traces_of_an_owner(storage: C
     assert [each.id for each in await storage.commands(owner=owner.id)] == [ids[2]]
     await commit_one(storage, nobodys.acquire(owner.id))  # or to whoever owns it next
     assert [each.id for each in await storage.commands(owner=owner.id)] == ids[1:]
+
+
+async def test_who_acquires_a_trace_learns_whether_something_was_left_for_it(
+    storage: CheckpointStorage, owner: Owner
+) -> None:
+    writer, other = await admit(storage), await admit(storage, "other")
+
+    async def told() -> bool | None:
+        outcome = await commit_one(storage, writer.acquire(owner.id))
+        assert isinstance(outcome, Acquired)
+        writer.epoch = outcome.epoch
+        return outcome.told
+
+    await leave(storage, command(other, "pause"))
+    assert await told() is False
+    ids = [await leave(storage, answer(writer, 1))]
+    assert await told() is True
+    await commit_one(storage, writer.append(consumed=ids))
+    assert await told() is False  # a consumed answer stays, but is not left for anybody
 
 
 @pytest.mark.parametrize("kind", ["pause", "cancel"])

@@ -229,7 +229,8 @@ class TraceCall:
             else:  # the last owner was not dead yet
                 snapshot = await self._storage.load(record.trace_id)
             plan = self._planned(snapshot, retry=retry)
-            opening = _opening(plan, record, await self._storage.commands(trace=record.trace), task)
+            commands = [] if acquired.told is False else await self._storage.commands(trace=record.trace)
+            opening = _opening(plan, record, commands, task)
         return await self._go(plan, snapshot, noted, again=running, lost=lost, opening=opening)
 
     async def _wakes(self, record: TraceRecord, *, retry: bool, told: bool) -> bool:
@@ -372,7 +373,10 @@ class TraceCall:
     async def _check_graph(self, snapshot: Snapshot, accept_graph_change: bool) -> list[str]:
         """What changed in the graph and may be accepted."""
         trace_id = snapshot.record.trace_id
-        serious, harmless = changes(await self._storage.definition(trace_id), self._graph)
+        serious: list[str] = []
+        harmless: list[str] = []
+        if snapshot.record.definition_digest != digest(self._graph.definition):
+            serious, harmless = changes(await self._storage.definition(trace_id), self._graph)
         if serious and not accept_graph_change:
             raise GraphChanged(trace_id, tuple(serious))
         missing = sorted({after(row.node) for row in snapshot.frontier} - self._graph.nodes.keys() - {END})

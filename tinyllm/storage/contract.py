@@ -393,10 +393,12 @@ class Appended:
 
 @attrs.frozen
 class Acquired:
-    """`rev`: of the newest delta, which only the new owner can follow any more; None where a store does not say."""
+    """`rev`: of the newest delta, which only the new owner can follow any more. `told`: whether commands had been left
+    for the trace by then. None where a store does not say."""
 
     epoch: int
     rev: int | None = attrs.field(default=None, eq=False)
+    told: bool | None = attrs.field(default=None, eq=False)
 
 
 @attrs.frozen
@@ -432,6 +434,8 @@ class TraceRecord:
     graph_version: str
     graph_path: str | None
     fingerprint: str
+    definition_digest: str
+    """Of the graph's definition, by `graph.values.digest`: what has the same is the same graph."""
     task_digest: str
     last_task: str
     """The digest of the task that was last added to the history."""

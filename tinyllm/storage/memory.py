@@ -223,7 +223,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             trace.fingerprint = write.fingerprint
             trace.definition = self._defined(write.definition)
             trace.graph_path = write.graph_path
-        return Acquired(trace.epoch, trace.rev)
+        return Acquired(trace.epoch, trace.rev, bool(trace.commands))
 
     def _leave(self, write: Leave, now: float) -> Outcome:
         if refused := answer_too_big(write):
@@ -347,6 +347,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             graph_version=trace.graph_version,
             graph_path=trace.graph_path,
             fingerprint=trace.fingerprint,
+            definition_digest=trace.definition.digest,
             task_digest=trace.task_digest,
             last_task=trace.last_task,
             history=trace.window,

@@ -14,6 +14,7 @@ from operator import attrgetter
 import attrs
 
 from tinyllm.errors import AlreadyAnswered, TraceEnded
+from tinyllm.graph.values import digest
 from tinyllm.storage.contract import (
     TERMINAL,
     ActivationRow,
@@ -40,6 +41,11 @@ class Definition:
     """A graph's definition, shared by all traces that have the same."""
 
     body: bytes
+    digest: str = attrs.field(init=False)
+
+    @digest.default
+    def _digest(self) -> str:
+        return digest(self.body)
 
 
 @attrs.define(eq=False)

@@ -162,6 +162,8 @@ class Loader(Catalog):
     ) -> dict[str, tuple[VariableRow, ...]]:
         seen: dict[str, tuple[int, str, int]] = {}
         for at, part in enumerate(segments):
+            if part.high.variable == part.low.variable:  # none was set there
+                continue
             values = {"trace": part.trace, "upto": part.trace << SHIFT | part.high.variable}
             for key, _, kind, base in self.connection.execute(_SEEN, values):
                 seen.setdefault(key, (at, kind, base))

@@ -33,7 +33,7 @@ from tinyllm.storage.sqlite.schema import LAST, SHIFT
 _TRACE = """
 SELECT t.key, t.trace_id, t.graph_id, t.graph_version, t.graph_path, t.fingerprint, t.task_digest,
        t.status, t.step, t.rev, t.epoch, t.owner, p.trace_id AS parent, t.parent_rev, t.parent_step,
-       t.created_at, t.updated_at, t.error, t.last_task, t.history
+       t.created_at, t.updated_at, t.error, t.last_task, t.history, t.graph
 FROM traces t LEFT JOIN traces p ON p.key = t.parent
 """
 _BY_ID = f"{_TRACE} WHERE t.trace_id = ?"
@@ -169,6 +169,7 @@ class Catalog:
             graph_version=row[3],
             graph_path=row[4],
             fingerprint=row[5],
+            definition_digest=row[20].hex(),
             task_digest=row[6],
             last_task=row[18],
             history=row[19],
@@ -284,6 +285,8 @@ class Catalog:
 
     def segments(self, record: TraceRecord, point: Point) -> list[Segment]:
         """Of which rows the state at `point` consists: those of the trace, then those of each forebear."""
+        if record.parent_rev is None:
+            return [Segment(record.trace, Marks(), point.marks, 0, point.step)]
         found = []
         trace: int | None = record.trace
         high, high_step = point.marks, point.step

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from hashlib import blake2b
 from itertools import zip_longest
 from typing import assert_never
 
 import attrs
 
 from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceNotFound
+from tinyllm.graph.values import digest
 from tinyllm.storage.caps import answer_too_big, definition_too_big, too_big
 from tinyllm.storage.contract import (
     UNOWNED,
@@ -77,7 +77,8 @@ WHERE key = ? AND epoch = ? AND rev = ? RETURNING key, history
 """
 _ACQUIRE = """
 UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?
-WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL RETURNING rev, graph
+WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
+RETURNING rev, graph, EXISTS (SELECT 1 FROM commands WHERE trace = traces.key AND consumed = 0)
 """
 _REDEFINE = """
 UPDATE traces SET status = 'running', error = NULL, fingerprint = ?, graph = ?, graph_path = ? WHERE key = ?
@@ -304,7 +305,7 @@ class Writing:
         taken = self._connection.execute(_ACQUIRE, (write.owner, self._now, write.trace, write.epoch)).fetchone()
         if taken is None:
             return OwnershipLost(write.trace_id)
-        rev, before = taken
+        rev, before, told = taken
         if write.definition is not None:
             changed = _digest(write.definition) != before
             graph = self._define(write.definition) if changed else before
@@ -312,7 +313,7 @@ class Writing:
             if changed:
                 self._undefine(before)
         self._touched.add(write.trace)
-        return Acquired(write.epoch + 1, rev)
+        return Acquired(write.epoch + 1, rev, bool(told))
 
     # -- what others than the owner write ----------------------------------------------------------------------
 
@@ -339,7 +340,7 @@ def row_id(trace: int, rev: int) -> int:
 
 
 def _digest(definition: bytes) -> bytes:
-    return blake2b(definition, digest_size=16).digest()
+    return bytes.fromhex(digest(definition))
 
 
 def _storable(run: Run, outcomes: list[Outcome]) -> Run:

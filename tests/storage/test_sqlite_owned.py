@@ -12,7 +12,7 @@ import attrs
 import pytest
 
 from tests.storage.deltas import Writer
-from tinyllm.errors import StorageError, StorageNotOpen
+from tinyllm.errors import StorageError, StorageNotOpen, StoragePathError
 from tinyllm.storage.contract import Acquired, Owner, Release, Status, TraceRecord
 from tinyllm.storage.owners import alive, this_process
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, owned
@@ -118,6 +118,22 @@ async def test_a_closed_store_keeps_no_owner(storage: SQLiteCheckpointStorage) -
         storage.renew(owner)  # the lease keeper's thread, late
     assert alive(owner) is False
     await storage.initialize()
+
+
+async def test_an_owner_has_a_place_for_marks_before_it_has_a_trace(
+    storage: SQLiteCheckpointStorage, tmp_path: Path
+) -> None:
+    owner, unlucky = this_process(), this_process()
+    storage.renew(owner)
+    (file,) = (tmp_path / "owners").iterdir()
+    storage.retire(owner)
+    assert not file.exists()
+    (tmp_path / "owners").rmdir()
+    (tmp_path / "owners").write_text("a file")
+    storage.renew(unlucky)  # a lease it can have all the same
+    with pytest.raises(StoragePathError, match="owners"):
+        storage.high_water(unlucky, 1, 1)
+    (tmp_path / "owners").unlink()
 
 
 async def test_how_far_a_dead_owner_was_is_known_until_another_takes_over(

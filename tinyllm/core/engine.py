@@ -120,6 +120,7 @@ class Engine:
                     self._actors = actors
                     try:
                         self._start(actors, shields)
+                        await anyio.lowlevel.checkpoint()  # each has had its first turn before anybody waits for one
                         yield
                     except BaseException as raised:
                         if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):

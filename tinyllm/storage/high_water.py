@@ -56,7 +56,7 @@ def read(path: Path) -> dict[tuple[int, int], tuple[int, int]]:
 
 
 class HighWaterFile:
-    """The marks of one owner. A file that nothing was ever noted in does not exist."""
+    """The marks of one owner."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -64,6 +64,15 @@ class HighWaterFile:
         self._file: int | None = None
         self._chunks: list[mmap.mmap] = []
         self._free: list[tuple[mmap.mmap, int]] = []
+
+    def make(self) -> None:
+        """Make the file, with room for some marks, before somebody waits for a place in it.
+
+        :raises StoragePathError: as `slot`.
+        """
+        with self._lock:
+            if not self._chunks:
+                self._grow()
 
     def slot(self, trace: int, epoch: int) -> HighWaterMark:
         """A place for the mark of `trace` at `epoch`.

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import TypeVar
 
-from tinyllm.errors import StorageNotOpen
+from tinyllm.errors import StorageNotOpen, StoragePathError
 from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
@@ -48,6 +48,9 @@ _BUSY_PAUSE = 0.01
 """Seconds between two attempts at what SQLite does not wait for by itself."""
 
 _TOKEN = "SELECT token FROM transactions"
+_PARSE_SCHEMA = "SELECT 1 FROM transactions LIMIT 0"
+"""The first statement that names a table has SQLite parse all of them."""
+
 _SIGN = "UPDATE transactions SET token = ?"
 
 
@@ -260,6 +263,11 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             self._owners.add(owner.id)
             keep(owner.id)
             owned.renew(connection, owner)
+            self._renewed = boottime()
+            if owner.id not in self._marks:
+                self._marks[owner.id] = marks = HighWaterFile(path_in(self._directory, owner.id))
+                with suppress(StoragePathError):  # who notes something there will hear of it
+                    marks.make()
 
     def retire(self, owner: Owner) -> None:
         with self._leases() as connection:
@@ -317,6 +325,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
                     leasing.execute("PRAGMA synchronous = NORMAL")
                 self._sweep(leasing)
                 reading = connect_reader(self._path)
+                opened.callback(reading.close)
+                for each in (connection, reading):
+                    each.execute(_PARSE_SCHEMA).fetchall()
             opened.pop_all()
         self._connection, self._leasing, self._reading, self._pid = connection, leasing, reading, os.getpid()
 

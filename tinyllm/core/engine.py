@@ -112,6 +112,7 @@ class Engine:
                 if self._deps is None and self.graph.lifespan is not None:
                     self._deps = await stack.enter_async_context(self.graph.lifespan())
                 if self.storage is not None:
+                    _ = self.graph.fingerprint, self.graph.definition  # made once, from sources: some milliseconds
                     self._keeper = LeaseKeeper(self.storage, this_process())
                     await stack.enter_async_context(self._keeper.held())
                 await stack.enter_async_context(Watchdog().watching())

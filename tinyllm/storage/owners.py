@@ -106,7 +106,7 @@ def _exists(pid: int) -> bool:
 def _stat(pid: int) -> tuple[str, str] | None:
     """State and start time (clock ticks since boot) of a process, where /proc tells."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_bytes().decode("utf-8", "replace")
     except OSError:
         return None
     # The name stands in parentheses and may itself contain spaces and parentheses.

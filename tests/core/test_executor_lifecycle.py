@@ -519,9 +519,11 @@ async def test_actors_end_in_order() -> None:
     """Runs, then the writer behind them, then the lease."""
     order: list[str] = []
     begun = anyio.Event()
+    started: set[int] = set()
 
     async def work(value: Any) -> Any:
-        if value == 2:
+        started.add(value)
+        if started >= {0, 1, 2}:
             begun.set()
         await anyio.lowlevel.checkpoint()
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
 import anyio
@@ -185,29 +185,28 @@ class Engine:
         for client in self._clients:
             client.stop()
 
-    @contextmanager
-    def client(self) -> Iterator[Client]:
-        """Somebody who has a trace executed here."""
+    # Not context managers: each that is entered holds a frame and two objects, and of thousands of traces that is felt.
+    def enter(self) -> Client:
+        """Somebody has a trace executed here, until `leave()`."""
         client = Client(self)
         self._clients.add(client)
-        try:
-            with self._work():
-                yield client
-        finally:
-            self._clients.discard(client)
+        self._begin_work()
+        return client
 
-    @contextmanager
-    def _work(self) -> Iterator[None]:
-        """Something that must end before the actors do."""
+    def leave(self, client: Client) -> None:
+        self._end_work()
+        self._clients.discard(client)
+
+    def _begin_work(self) -> None:
+        """Something begins that must end before the actors do."""
         if not self._busy:
             self._idle = anyio.Event()
         self._busy += 1
-        try:
-            yield
-        finally:
-            self._busy -= 1
-            if not self._busy:
-                self._idle.set()
+
+    def _end_work(self) -> None:
+        self._busy -= 1
+        if not self._busy:
+            self._idle.set()
 
     async def ended(self) -> None:
         """Wait until everything here has ended."""
@@ -247,8 +246,12 @@ class Engine:
         self._actors.start_soon(self._let_go, trace_id, trace, epoch, name=f"let go {trace_id}")
 
     async def _let_go(self, trace_id: str, trace: int, epoch: int) -> None:
-        with self._work(), suppress(TinyLLMError):
-            await self.ask(trace_id, Release(trace, epoch), Done)
+        self._begin_work()
+        try:
+            with suppress(TinyLLMError):
+                await self.ask(trace_id, Release(trace, epoch), Done)
+        finally:
+            self._end_work()
 
     def look(self) -> None:
         """Somebody in this process left a command."""
@@ -278,12 +281,15 @@ class Engine:
         running = Running(run)
 
         async def act() -> None:
-            with self._work():
+            self._begin_work()
+            try:
                 await self._tell_reader(Watch(plan.key, run.address))
                 try:
                     await running.act()
                 finally:
                     await self._tell_reader(Unwatch(plan.key))
+            finally:
+                self._end_work()
             if run.left_unwritten and keeper is not None:
                 keeper.abandon()
 
@@ -315,13 +321,24 @@ class Client:
         self.last: Plan | None = None
         """The state that the call has come to."""
         self._running: Running | None = None
-        self.stopping = anyio.Event()
+        self.stopping = False
+        self._stopped: anyio.Event | None = None  # made by whoever waits for it, as hardly anybody does: it is large
 
     def stop(self) -> None:
         """Let what runs end, and start nothing more. A second call does nothing."""
-        if not self.stopping.is_set() and self._running is not None:
+        if not self.stopping and self._running is not None:
             self._running.run.stop()
-        self.stopping.set()
+        self.stopping = True
+        if self._stopped is not None:
+            self._stopped.set()
+
+    async def stopped(self) -> None:
+        """Wait until this is to stop."""
+        if self._stopped is None:
+            self._stopped = anyio.Event()
+            if self.stopping:
+                self._stopped.set()
+        await self._stopped.wait()
 
     async def execute(self, plan: Plan, rev: int, opening: Sequence[Delta] = ()) -> Run:
         """Run `plan` to its end; returns the run, which knows how it went.
@@ -330,7 +347,7 @@ class Client:
         :raises StorageFailed: the store failed for good.
         """
         await outlast(self.engine.start.wait)  # bounded: by a turn for each that waits; the trace is ours already
-        self._running = running = self.engine.run(plan, rev, opening, stopped=self.stopping.is_set())
+        self._running = running = self.engine.run(plan, rev, opening, stopped=self.stopping)
         try:
             return await running.outcome()
         finally:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 
@@ -129,22 +129,24 @@ class Executor(anyio.AsyncContextManagerMixin):
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[Client]:
         if self._shared is not None:
-            with self._served(self._shared) as client:
+            client = self._shared.enter()
+            try:
                 await self._shared.entrance.wait()
                 yield client
+            finally:
+                self._leave(client)
             return
         async with self._new_engine() as engine:
-            with self._served(engine) as client:
-                yield client
-
-    @contextmanager
-    def _served(self, engine: Engine) -> Iterator[Client]:
-        with engine.client() as client:
+            client = engine.enter()
             try:
                 yield client
             finally:
-                if client.last is not None:
-                    self._last = client.last, engine.storage
+                self._leave(client)
+
+    def _leave(self, client: Client) -> None:
+        client.engine.leave(client)
+        if client.last is not None:
+            self._last = client.last, client.engine.storage
 
     async def _storage(self) -> CheckpointStorage | None:
         if self._given is None:

@@ -189,10 +189,12 @@ class TraceCall:
         )
         self._client.trace_id = plan.trace_id
         admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
+        del write  # here it would live, with the first delta, as long as the trace runs
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         self._client.last = plan
-        started = events.TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
-        return await self._run(plan, admitted.rev, started)
+        return await self._run(
+            plan, admitted.rev, events.TraceStarted(plan.trace_id, False, 0, 0, 0, (), plan.waiting())
+        )
 
     async def _go_on(
         self,
@@ -309,6 +311,7 @@ class TraceCall:
         began = time.time() if began is None else began
         emit = self._client.engine.emit
         emit(started)
+        del started
         run = await self._client.execute(plan, rev, opening)
         status: Status = "interrupted" if plan.status == "running" else plan.status
         told = response(plan, status, began)
@@ -325,7 +328,7 @@ class TraceCall:
         kinds = {command.kind for command in await self._storage.commands(trace=plan.key)}
         if not kinds:
             return told
-        if told.status == "paused" and kinds == {"answer"} and not self._client.stopping.is_set():
+        if told.status == "paused" and kinds == {"answer"} and not self._client.stopping:
             record = await found(self._storage, plan.trace_id)
             return await self._go_on(record, retry=False, accept_graph_change=False)
         await carry_out(self._storage, plan.trace_id)
@@ -403,7 +406,7 @@ class TraceCall:
             if time.monotonic() >= deadline:
                 return seen
             with anyio.move_on_after(OWNER_POLL_SECONDS):
-                await self._client.stopping.wait()
+                await self._client.stopped()
                 refuse_owned(seen)  # as far as one can tell: there is no time left to find out
             seen = await self._storage.trace(record.trace_id) or seen
         return seen

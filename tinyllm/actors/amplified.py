@@ -13,16 +13,15 @@ class WriteCounter:
     """What was written of each variable, as full values, since this process has the trace."""
 
     def __init__(self) -> None:
-        self._written: dict[str, int] = {}
-        self._told: set[str] = set()
+        self._written: dict[str, int | None] = {}
+        """By key; None once it was said."""
 
     def wrote(self, key: str, size: int) -> int | None:
         """Count a full value of `size` bytes. The bytes written so far if this is the moment to say something, which
         comes once for each key; else None."""
-        if size < NOTICEABLE or key in self._told:
+        if size < NOTICEABLE or (before := self._written.get(key, 0)) is None:
             return None
-        written = self._written[key] = self._written.get(key, 0) + size
-        if written <= TIMES * size:
-            return None
-        self._told.add(key)
-        return written
+        written = before + size
+        tells = written > TIMES * size
+        self._written[key] = None if tells else written
+        return written if tells else None

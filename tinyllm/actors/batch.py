@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from tinyllm.actors.protocol import Ask, Put
 
 MAX_WRITES = 128
@@ -14,15 +12,13 @@ class Queue:
     """Writes by trace, in order within a trace, taken in turns."""
 
     def __init__(self) -> None:
-        self._traces: dict[str, deque[Put | Ask]] = {}
+        self._traces: dict[str, list[Put | Ask]] = {}  # not deques: they are large, and a trace's credit is small
 
     def __bool__(self) -> bool:
         return bool(self._traces)
 
     def add(self, item: Put | Ask) -> None:
-        if (items := self._traces.get(item.trace_id)) is None:  # not `setdefault`: a deque is dear, and mostly there
-            items = self._traces[item.trace_id] = deque()
-        items.append(item)
+        self._traces.setdefault(item.trace_id, []).append(item)
 
     def take(self) -> list[Put | Ask]:
         """The next batch: at most `MAX_WRITES`, and not past the first that fills `MAX_BYTES`."""
@@ -30,11 +26,9 @@ class Queue:
         size = 0
         while self._traces and len(batch) < MAX_WRITES and size < MAX_BYTES:
             trace_id, items = next(iter(self._traces.items()))
-            item = items.popleft()
-            if not items:
-                del self._traces[trace_id]
-            elif len(self._traces) > 1:  # to the back: one write each, in turns
-                del self._traces[trace_id]
+            item = items.pop(0)
+            del self._traces[trace_id]
+            if items:  # to the back: one write each, in turns
                 self._traces[trace_id] = items
             batch.append(item)
             size += item.delta.size if isinstance(item, Put) else 0
@@ -42,4 +36,4 @@ class Queue:
 
     def drop(self, trace_id: str) -> list[Put | Ask]:
         """Take out all that waits for a trace."""
-        return list(self._traces.pop(trace_id, ()))
+        return self._traces.pop(trace_id, [])

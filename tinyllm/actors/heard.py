@@ -9,8 +9,9 @@ from tinyllm.storage.contract import Command, Status
 
 class Heard:
     def __init__(self) -> None:
-        self._told: set[int] = set()
-        """The commands that were told: each is told again until it is consumed."""
+        self._told: list[int] = []
+        """The commands that were told: each is told again until it is consumed. (An empty set would take four times the
+        memory, and hardly a trace is told anything.)"""
         self._ending: Status | None = None
         self.obeyed: list[int] = []
         """The commands that the trace's end carries out."""
@@ -18,7 +19,7 @@ class Heard:
     def fresh(self, commands: Iterable[Command]) -> list[Command]:
         """Those that were not told before."""
         fresh = [command for command in commands if command.id not in self._told]
-        self._told.update(command.id for command in fresh)
+        self._told += [command.id for command in fresh]
         return fresh
 
     def obey(self, command: Command) -> None:

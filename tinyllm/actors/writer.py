@@ -13,7 +13,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.batch import MAX_WRITES, Queue
 from tinyllm.actors.mailbox import reply
-from tinyllm.actors.protocol import Ask, Durable, Handed, PruneDue, Put, Refused, WriteMessage
+from tinyllm.actors.protocol import Ask, Durable, Handed, PruneDue, Put, Refused, RunAddress, WriteMessage
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import Append, CheckpointStorage, Outcome, Prune, Pruned, Write
 
@@ -54,8 +54,8 @@ class StorageWriter:
         self._reclaimable = False
         self._reclaiming = False
         """It has been idle for long enough, and nothing has come since."""
-        self._durable: dict[str, Put] = {}
-        """The last durable delta of each trace of which its run was not told."""
+        self._durable: dict[str, tuple[RunAddress, Durable]] = {}
+        """What each run was not told yet: its last durable delta. (Not the delta itself, which is large.)"""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._shield, self._inbox:
@@ -133,7 +133,8 @@ class StorageWriter:
         asked: dict[str, None] = {}
         for item, outcome in told:
             if isinstance(item, Put) and not isinstance(outcome, Exception):
-                self._durable[item.trace_id] = item
+                delta = item.delta
+                self._durable[item.trace_id] = item.reply, Durable(delta.number, delta.step, delta.rev)
                 if item.tell:
                     asked[item.trace_id] = None
                 continue
@@ -143,8 +144,8 @@ class StorageWriter:
             self._tell_durable(trace_id)
 
     def _tell_durable(self, trace_id: str) -> None:
-        if (item := self._durable.pop(trace_id, None)) is not None:
-            reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+        if (untold := self._durable.pop(trace_id, None)) is not None:
+            reply(*untold)
 
     def _tell(self, item: Put | Ask, outcome: Outcome | Exception) -> None:
         if isinstance(item, Ask):

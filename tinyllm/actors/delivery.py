@@ -19,6 +19,8 @@ NEVER_COUNTED = 2**31 - 1
 
 
 class Delivery(Frontier):
+    __slots__ = ("_router", "generation", "number")
+
     def __init__(self, graph: Graph, trace_id: str) -> None:
         super().__init__(graph, trace_id)
         self.generation = 1

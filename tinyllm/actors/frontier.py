@@ -16,6 +16,21 @@ from tinyllm.storage.contract import Snapshot
 
 
 class Frontier:
+    # Python shares the names of up to thirty attributes among all objects of a class; a plan has more, and would have a
+    # dict of its own of 1.5 KiB.
+    __slots__ = (
+        "activations",
+        "active",
+        "error",
+        "graph",
+        "joins",
+        "parked",
+        "planned",
+        "stuck",
+        "trace_id",
+        "undecided",
+    )
+
     def __init__(self, graph: Graph, trace_id: str) -> None:
         self.graph = graph
         self.trace_id = trace_id
@@ -63,6 +78,14 @@ class Frontier:
     def take_planned(self) -> list[Activation]:
         fresh, self.planned = self.planned, []
         return fresh
+
+    def _lives_no_more(self, node: str) -> None:
+        """One activation of `node` has left the frontier."""
+        left = self.active[node] - 1
+        if left:
+            self.active[node] = left
+        else:  # or each trace would hold all the nodes that it has passed
+            del self.active[node]
 
     def _add(self, activation: Activation) -> None:
         self.active[activation.node] += 1

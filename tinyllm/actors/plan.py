@@ -46,6 +46,28 @@ MANY = 500
 class Plan(Delivery):
     """The frontier, the variables and the counters of one trace, at its newest step."""
 
+    __slots__ = (
+        "_arrivals",
+        "_keeps_history",
+        "_marks",
+        "_messages",
+        "_rev",
+        "_writes",
+        "amplified",
+        "began",
+        "closing",
+        "elapsed",
+        "epoch",
+        "generation_step",
+        "history",
+        "key",
+        "status",
+        "step",
+        "tokens",
+        "versions",
+        "visited",
+    )
+
     def __init__(self, graph: Graph, trace_id: str) -> None:
         super().__init__(graph, trace_id)
         self.generation_step = 0
@@ -160,7 +182,7 @@ class Plan(Delivery):
                 self._blame(node, error)
                 continue
             del self.undecided[seq]
-            self.active[node] -= 1
+            self._lives_no_more(node)
             delta.ended.append(seq)
             self._plan(delta, node, routes, [(message, result.input)], path=result.path, depth=result.depth + 1)
             self._await(delta, node, awaited, result)
@@ -321,14 +343,14 @@ class Plan(Delivery):
         """A step: `activation` leaves the frontier."""
         seq = activation.seq
         del self.activations[seq]
-        self.active[activation.node] -= 1
+        self._lives_no_more(activation.node)
         self.step += 1
         delta.node = activation.node
         delta.ended.append(seq)
         delta.steps.append(StepRow(self.step, seq, activation.node, ended_at, duration_ms, attempt, status))
 
     def _ended(self, delta: Draft, activation: Activation) -> Delta:
-        if not self.active[activation.node]:
+        if activation.node not in self.active:
             self._settle(delta)
         self._conclude(activation.node)
         return self._done(delta)

@@ -184,7 +184,11 @@ class Dispatch:
     def ended(self, seq: int) -> Activation:
         self.started(seq)
         activation = self.running.pop(seq)
-        self._running_of[activation.node] -= 1
+        left = self._running_of[activation.node] - 1
+        if left:
+            self._running_of[activation.node] = left
+        else:
+            del self._running_of[activation.node]
         return activation
 
 

@@ -111,7 +111,7 @@ class Run:
         self._failing = False
         self._clock: Callable[[], float]
         """The event loop's, in seconds."""
-        self._deferred: set[int] = set()
+        self._deferred: list[int] = []
         """What was sent and came back; it is sent again."""
         self._dear = False
         """Something that took its time is handed over and perhaps not written yet."""
@@ -221,7 +221,7 @@ class Run:
                 self._dispatch.started(message.seq)
             case Deferred():
                 self._dispatch.deferred(message.seq)
-                self._deferred.add(message.seq)
+                self._deferred.append(message.seq)
             case Failed():
                 await self._failed(message)
             case Paused():
@@ -421,7 +421,7 @@ class Run:
                 dispatch.stopped = True
                 break
             if activation.seq in self._deferred:  # it was told when it was sent first
-                self._deferred.discard(activation.seq)
+                self._deferred.remove(activation.seq)
             else:
                 self._telling.started(activation.node)
         if dispatch.held_back and self._alarms.look_at is None:

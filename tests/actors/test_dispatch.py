@@ -49,6 +49,17 @@ def starts(made: Dispatch) -> list[str]:
     return found
 
 
+def test_only_what_runs_is_counted() -> None:
+    made, _ = dispatch(FAN, 2)
+    first, second = (made.next(lambda: True) for _ in range(2))
+    assert first is not None
+    assert second is not None
+    made.ended(first.seq)
+    assert dict(made.running_of) == {"b": 1}
+    made.ended(second.seq)
+    assert not made.running_of, "a trace would hold all the nodes that it has passed"
+
+
 def test_async_starts_before_the_cause_is_durable() -> None:
     made, _ = dispatch(FAN, 3)
     assert starts(made) == ["b", "b", "b"]

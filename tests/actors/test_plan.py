@@ -55,6 +55,13 @@ def test_a_chain_counts_steps_and_ends_with_the_exits_value() -> None:
     assert last.counts.frontier == 1, "what reached the end stays, for the response"
 
 
+def test_a_plan_stays_as_small_as_what_is_live() -> None:
+    hand = Hand(CHAIN)
+    hand.finish("a", 1)
+    assert dict(hand.plan.active) == {"b": 1}, "a graph may have a thousand nodes, and a process ten thousand traces"
+    assert not hasattr(hand.plan, "__dict__"), "which would take as much as all else that it holds"
+
+
 def test_several_exits_are_all_of_the_outcome_in_causal_order() -> None:
     graph = shape("a => b")
     for order in ([0, 1, 2], [2, 0, 1]):

@@ -58,7 +58,8 @@ class Dispatch:
         self._unacknowledged: list[int] = []  # an empty deque takes ten times the memory, and a trace has several
         self._ready: dict[str, deque[Activation]] = {}
         self.running: dict[int, Activation] = {}
-        self._running_of: Counter[str] = Counter()
+        self.running_of: Counter[str] = Counter()
+        """How many run of each node of which some do."""
         self.careful = False
         """Whether the loop was blocked: nodes that run in it tell when they have started."""
         self._starting: int | None = None
@@ -137,7 +138,7 @@ class Dispatch:
         if bounds.all_at_once is not None and len(self.running) >= bounds.all_at_once:
             return None
         for node, queue in self._ready.items():
-            if self._running_of[node] >= bounds.at_once[node]:
+            if self.running_of[node] >= bounds.at_once[node]:
                 continue
             if node in bounds.in_loop and (self._starting is not None or self.durable < self._awaited):
                 continue
@@ -151,7 +152,7 @@ class Dispatch:
             if queue:  # to the back: the nodes of a trace take turns
                 self._ready[node] = queue
             self.running[activation.seq] = activation
-            self._running_of[node] += 1
+            self.running_of[node] += 1
             if self.careful and node in bounds.in_loop:
                 self._starting = activation.seq
             return activation
@@ -184,11 +185,11 @@ class Dispatch:
     def ended(self, seq: int) -> Activation:
         self.started(seq)
         activation = self.running.pop(seq)
-        left = self._running_of[activation.node] - 1
+        left = self.running_of[activation.node] - 1
         if left:
-            self._running_of[activation.node] = left
+            self.running_of[activation.node] = left
         else:
-            del self._running_of[activation.node]
+            del self.running_of[activation.node]
         return activation
 
 

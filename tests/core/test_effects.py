@@ -34,12 +34,14 @@ class Held(InMemoryCheckpointStorage):
 
 async def test_a_node_with_effects_sees_only_variables_that_are_durable() -> None:
     store = Held()
+    sending = anyio.Event()
     seen: list[tuple[str, Any, bool]] = []
 
     async def split(task: Any) -> Any:
         return [1, 2]
 
     async def decide(task: Any) -> Any:
+        await sending.wait()  # or its variable may be in one commit with what planned the senders, who then never start
         return Result(task, set={"choice": "mine"})
 
     async def look(name: str, context: Any) -> None:
@@ -48,6 +50,7 @@ async def test_a_node_with_effects_sees_only_variables_that_are_durable() -> Non
 
     async def send(item: int, context: Any) -> Any:
         if item == 1:  # the second, planned before the variable was set, starts between that and its commit
+            sending.set()
             await store.reached.wait()
         await look(f"send {item}", context)
         if item == 2:

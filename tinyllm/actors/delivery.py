@@ -90,7 +90,7 @@ class Delivery(Frontier):
         row = ActivationRow(waiting.seq, waiting.id, waiting.node, seq, None, waiting.path, waiting.depth)
         delta.activations.append(row)
         self.undecided[waiting.seq] = waiting
-        self.active[activation.node] += 1
+        self._lives(activation.node)
 
     def _arrive(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Iterable
 from heapq import heappop, heappush
 from typing import Literal
@@ -58,7 +58,7 @@ class Dispatch:
         self._unacknowledged: list[int] = []  # an empty deque takes ten times the memory, and a trace has several
         self._ready: dict[str, deque[Activation]] = {}
         self.running: dict[int, Activation] = {}
-        self.running_of: Counter[str] = Counter()
+        self.running_of: dict[str, int] = {}
         """How many run of each node of which some do."""
         self.careful = False
         """Whether the loop was blocked: nodes that run in it tell when they have started."""
@@ -138,7 +138,7 @@ class Dispatch:
         if bounds.all_at_once is not None and len(self.running) >= bounds.all_at_once:
             return None
         for node, queue in self._ready.items():
-            if self.running_of[node] >= bounds.at_once[node]:
+            if (running := self.running_of.get(node, 0)) >= bounds.at_once[node]:
                 continue
             if node in bounds.in_loop and (self._starting is not None or self.durable < self._awaited):
                 continue
@@ -152,7 +152,7 @@ class Dispatch:
             if queue:  # to the back: the nodes of a trace take turns
                 self._ready[node] = queue
             self.running[activation.seq] = activation
-            self.running_of[node] += 1
+            self.running_of[node] = running + 1
             if self.careful and node in bounds.in_loop:
                 self._starting = activation.seq
             return activation

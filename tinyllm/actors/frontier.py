@@ -47,7 +47,7 @@ class Frontier:
         self.planned: list[Activation] = []
         """What may start and was not taken by `take_planned()` yet."""
         self.joins = Joins(graph)
-        self.active: Counter[str] = Counter()
+        self.active: dict[str, int] = {}  # a Counter is slow where it has nothing
         """Of each node, the live activations: joins behind it wait for them."""
 
     @property
@@ -79,6 +79,10 @@ class Frontier:
         fresh, self.planned = self.planned, []
         return fresh
 
+    def _lives(self, node: str) -> None:
+        """One more activation of `node` is in the frontier."""
+        self.active[node] = self.active.get(node, 0) + 1
+
     def _lives_no_more(self, node: str) -> None:
         """One activation of `node` has left the frontier."""
         left = self.active[node] - 1
@@ -88,7 +92,7 @@ class Frontier:
             del self.active[node]
 
     def _add(self, activation: Activation) -> None:
-        self.active[activation.node] += 1
+        self._lives(activation.node)
         self._ready(activation)
 
     def _ready(self, activation: Activation) -> None:
@@ -121,7 +125,7 @@ class Frontier:
                 progress=row.progress,
                 asked=tuple(decode_asked(row.asked)),
             )
-            self.active[after(row.node)] += 1
+            self._lives(after(row.node))
             if is_undecided(row.node):
                 self.undecided[row.seq] = activation
             elif row.state == "paused":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
 
 import anyio
 import anyio.lowlevel
 import pytest
 
-from tinyllm import Executor, GraphBuilder
+from tinyllm import Executor, GraphBuilder, InMemoryCheckpointStorage
 from tinyllm.actors.turnstile import Turnstile
+from tinyllm.core.engine import ADMISSIONS
+from tinyllm.storage.contract import Admit, Outcome, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -64,10 +68,10 @@ async def echo(text: str) -> str:
     return text
 
 
-async def test_many_traces_at_once_are_all_executed_and_cancelled_ones_are_let_go(tmp_path: object) -> None:
+async def test_many_traces_at_once_are_all_executed_and_cancelled_ones_are_let_go(tmp_path: Path) -> None:
     """Cancelled wherever they wait: before they are admitted, before they are executed, and while they are."""
     graph = GraphBuilder("g").node(echo).build()
-    async with Executor(graph, checkpoint_storage=str(tmp_path)) as executor:
+    async with Executor(graph, checkpoint_storage=tmp_path) as executor:
         done: list[str] = []
 
         async def execute(number: int) -> None:
@@ -84,3 +88,23 @@ async def test_many_traces_at_once_are_all_executed_and_cancelled_ones_are_let_g
             for number in range(30):
                 tasks.start_soon(execute, number)
         assert set(done) == {f"t{number}" for number in range(30)}
+
+
+async def test_few_traces_are_on_their_way_into_the_store_at_once() -> None:
+    """While the store is slow, others are not admitted: what was can end first."""
+    let_go, waiting = anyio.Event(), Counter[int]()
+
+    class Slow(InMemoryCheckpointStorage):
+        async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+            waiting[0] += sum(isinstance(write, Admit) for write in writes)
+            await let_go.wait()
+            return await super().commit(writes)
+
+    graph = GraphBuilder("g").node(echo).build()
+    async with Executor(graph, checkpoint_storage=Slow()) as executor, anyio.create_task_group() as tasks:
+        for _ in range(3 * ADMISSIONS):
+            tasks.start_soon(executor.execute, "x")
+        await anyio.wait_all_tasks_blocked()
+        assert 0 < waiting[0] <= ADMISSIONS
+        let_go.set()
+    assert waiting[0] == 3 * ADMISSIONS

@@ -5,22 +5,28 @@ from __future__ import annotations
 import time
 
 import anyio
+import anyio.lowlevel
 
 APART_SECONDS = 0.001
-"""Who comes so long after the last one need not wait for a turn: the loop has had some."""
+"""Who comes so long after the last one need not wait: the loop has had some turns."""
 
 
 class Turnstile:
     """To begin something costs about as much as a few nodes. A thousand traces that are asked for at once would keep
-    the loop for half a second; so each waits for its turn, and what runs already goes on in between."""
+    the loop for half a second; so each waits for some `turns` of the loop, in which what has begun goes on.
 
-    def __init__(self) -> None:
-        self._gate = anyio.Lock()
+    Turns, not a time: while nobody else wants the loop, they are over at once.
+    """
+
+    def __init__(self, turns: int = 1) -> None:
+        self._turns = turns
+        self._gate = anyio.Lock(fast_acquire=True)
         self._passed = 0.0
 
     async def wait(self) -> None:
         """Return when it is one's turn; what is then done without waiting is all that is done in this turn here."""
         if self._gate.locked() or time.perf_counter() - self._passed < APART_SECONDS:
-            async with self._gate:  # who gets it is woken in a turn of its own
-                pass
+            async with self._gate:
+                for _ in range(self._turns):
+                    await anyio.lowlevel.checkpoint()
         self._passed = time.perf_counter()

@@ -47,6 +47,10 @@ MAILBOX = 2048
 """Many times the largest batch, and a message from each of many traces: to wait for room costs a run as much as a small
 node. A message is a few hundred bytes, of which the bodies are held by the trace in any case."""
 
+ADMISSIONS = 16
+"""Traces that may be on their way into the store at once. Where it is the store that everything waits for, a trace that
+is begun makes all others slower: this lets some end before others begin."""
+
 SHUTDOWN_SECONDS = 30.0
 """How long the scheduler and the writer may take to write what they hold when everything else has ended."""
 
@@ -82,7 +86,8 @@ class Engine:
         self._reader: MemoryObjectSendStream[ReadMessage] | None = None
         self._keeper: LeaseKeeper | None = None
         self._observer_failed = False
-        self.entrance = Turnstile()
+        self.admissions = anyio.Semaphore(ADMISSIONS, fast_acquire=True)
+        self.entrance = Turnstile(turns=4)  # what runs gets further in these than a trace costs that is begun
         self.start = Turnstile()
         """Not the same: what was admitted is executed while others still wait to be."""
         self._clients: set[Client] = set()

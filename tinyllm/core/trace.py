@@ -188,7 +188,8 @@ class TraceCall:
             first=plan.begin(task, variables),
         )
         self._client.trace_id = plan.trace_id
-        admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
+        async with self._client.engine.admissions:
+            admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
         del write  # here it would live, with the first delta, as long as the trace runs
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         self._client.last = plan

@@ -56,7 +56,7 @@ def main(measure: Callable[[Case], Figures]) -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--mode", default="async")
     parser.add_argument("--loop", default="asyncio")
-    parser.add_argument("--n", type=int, default=1000)
+    parser.add_argument("--n", type=int, default=1000, help="the size of the workload")
     parser.add_argument("--folder", type=Path, help="where the store is made; a temporary directory if left out")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:

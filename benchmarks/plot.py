@@ -74,7 +74,9 @@ class _Log:
 def _bars(bars: list[tuple[str, float]]) -> list[str]:
     axis = _Log([value for _, value in bars], LEFT, WIDTH - RIGHT)
     bottom = 60 + ROW * len(bars)
-    parts = [_text(20, 24, "W1: us per node, durable after each (logarithmic; shorter is better)", weight="bold")]
+    parts = [
+        _text(20, 24, "W1: us per node, with a checkpoint after each (logarithmic; shorter is better)", weight="bold")
+    ]
     for tick in axis.ticks():
         parts.append(_line(axis.at(tick), 50, axis.at(tick), bottom))
         parts.append(_text(axis.at(tick), 44, f"{tick:g}", anchor="middle"))

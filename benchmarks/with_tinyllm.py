@@ -60,6 +60,9 @@ def measuring(work: Work, *, warm_up: int) -> Callable[[Case], Figures]:
             return {}
 
     def measure(case: Case) -> Figures:
+        for option, value, known in (("--mode", case.mode, SETTINGS), ("--loop", case.loop, LOOPS)):
+            if value not in known:
+                raise SystemExit(f"{option} {value}: tinyllm is measured with {', '.join(known)}")
         figures = anyio.run(both, case, **LOOPS[case.loop])
         if case.mode in ("none", "memory"):
             return figures

@@ -6,6 +6,8 @@ Nothing of ours is imported here, so any room of the house can raise any of them
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -414,7 +416,7 @@ class AnswerRefused(TinyLLMError):
 
 @attrs.define(eq=False)
 class TraceOwned(TinyLLMError):
-    """Another live process is executing the trace."""
+    """Another live process, or another call in this one, is executing the trace."""
 
     trace_id: str
     host: str
@@ -422,6 +424,8 @@ class TraceOwned(TinyLLMError):
     since: str
 
     def __str__(self) -> str:
+        if (self.host, self.pid) == (socket.gethostname(), os.getpid()):
+            return f"trace {self.trace_id!r} is being executed by another call in this process; wait for that one"
         return (
             f"trace {self.trace_id!r} is being executed by process {self.pid} on {self.host} since {self.since}; "
             "wait for it, or stop that process and try again"

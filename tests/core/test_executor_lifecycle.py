@@ -28,6 +28,7 @@ from tinyllm import (
     TaskResponse,
 )
 from tinyllm.actors.events import Event, NodeFinished, NodeStarted
+from tinyllm.actors.invoke import THREADS
 from tinyllm.storage.contract import Admit, Append, Release
 
 pytestmark = pytest.mark.anyio
@@ -513,6 +514,17 @@ async def test_a_failing_node_takes_nothing_with_it_that_was_done() -> None:
     done = sum(isinstance(event, NodeFinished) and event.node_id == "work" for event in heard)
     assert done == 300
     assert (await finished(store, "t")).count("work") == 300
+
+
+async def test_a_plain_function_has_more_threads_for_many_traces_than_for_one() -> None:
+    together = threading.Barrier(THREADS, timeout=20)
+
+    def meet(value: Any) -> Any:
+        together.wait()
+
+    async with Executor(chain(meet), DEBUG) as executor, anyio.create_task_group() as tasks:
+        for number in range(THREADS):
+            tasks.start_soon(executor.execute, number)
 
 
 async def test_actors_end_in_order() -> None:

@@ -203,7 +203,7 @@ async def test_a_trace_that_is_being_executed_is_not_executed_twice(
         tasks.start_soon(lambda: executor.execute("task", trace_id="t"))
         await work.reached.wait()
         for other in (executor, second):
-            with pytest.raises(TraceOwned, match="is being executed by process"):
+            with pytest.raises(TraceOwned, match="is being executed by another call in this process"):
                 await other.execute("task", trace_id="t")
             with pytest.raises(TraceOwned):
                 await other.resume_from_checkpoint("t")

@@ -13,7 +13,7 @@ import anyio.to_process
 import anyio.to_thread
 import attrs
 
-from tinyllm.actors.dispatch import IN_THREAD, concurrency, is_in_loop
+from tinyllm.actors.dispatch import concurrency, is_in_loop
 from tinyllm.errors import NodeError, TinyLLMError
 from tinyllm.graph.definition import Graph, Node
 from tinyllm.graph.functions import locate
@@ -22,6 +22,9 @@ from tinyllm.graph.questions import Asked
 from tinyllm.nodes.call import Call, Caller, Failure, Output, Save, asked_by, failure, pause_in
 from tinyllm.nodes.kinds import KINDS
 from tinyllm.nodes.process import call_in_worker
+
+THREADS = 64
+"""In which all traces of an executor run one plain function, where its node does not say."""
 
 Outcome = Output | Asked | Failure
 """What became of one attempt, where it did not raise in this process."""
@@ -71,7 +74,7 @@ class Code:
         caller = Caller(function, deps=deps, debug_mutation=debug_mutation)
         if self.in_loop:
             return partial(_in_loop, caller, function.call, function.wants_context)
-        return partial(_in_thread, caller, anyio.CapacityLimiter(max(IN_THREAD, concurrency(graph, node))))
+        return partial(_in_thread, caller, anyio.CapacityLimiter(node.max_concurrency or THREADS))
 
 
 async def _pass_on(call: Call, _attempt: Attempt) -> Outcome:

@@ -1,7 +1,7 @@
 """Where the time of a node goes: W1 with a clock around the parts of tinyllm, as a table.
 
-The parts are methods of tinyllm's own. The clocks take their time, too, and a run with them is slower than W1 says: what
-counts are the proportions. What the storage thread does happens beside the event loop, but for the interpreter lock.
+The parts are methods of tinyllm's own. The clocks take their time, too, and a run with them is slower than W1 says:
+what counts are the proportions. What the storage thread does happens beside the loop, but for the interpreter lock.
 """
 
 from __future__ import annotations

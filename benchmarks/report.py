@@ -38,9 +38,9 @@ COLUMNS: dict[str, tuple[str, float]] = {
 
 
 TARGETS = """\
-What the project set itself before it was built, in part from a prototype on a faster machine; a **no** is what is left to
-do. They say how far tinyllm is from the least that such a design can cost, not whether it is quick enough for you: for
-that, look at the other systems below."""
+What the project set itself before it was built, in part from a prototype on a faster machine; a **no** is what is left
+to do. They say how far tinyllm is from the least that such a design can cost, not whether it is quick enough for you:
+for that, look at the other systems below."""
 
 BREAKDOWN = """\
 W1 on asyncio, with clocks around the parts of tinyllm. They take their time, too, and the run is slower than W1 above:

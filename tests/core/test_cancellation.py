@@ -328,3 +328,29 @@ async def test_cancelled_twice_a_call_still_ends_after_its_run(anyio_backend_nam
             await call
         assert (await executor.execute("task", trace_id="t")).value == "task"
     assert most == 1
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_a_scope_around_tasks_of_asyncio_ends_while_the_store_is_slow() -> None:
+    """anyio cancels such tasks in every turn of the loop, and knows its own cancellations by what they say."""
+
+    async def echo(text: str) -> str:
+        return text
+
+    class Slow(InMemoryCheckpointStorage):
+        async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+            for _ in range(100):
+                await anyio.lowlevel.checkpoint()
+            return await super().commit(writes)
+
+    graph = GraphBuilder("g").node(echo).build()
+    storage = Slow()
+    async with Executor(graph, checkpoint_storage=storage) as executor:
+        with anyio.CancelScope() as scope:
+            calls = asyncio.gather(executor.execute("x", trace_id="t"), executor.execute("x", trace_id="u"))
+            for _ in range(20):
+                await anyio.lowlevel.checkpoint()
+            scope.cancel()
+            await calls
+        assert scope.cancelled_caught
+    assert [record.owner for record in await storage.traces()] == [None, None]

@@ -27,7 +27,8 @@ class Answer:
 
         :raises Exception: if that is the outcome.
         """
-        await self._settled.wait()
+        if not self._settled.is_set():  # else `outlast` could be cancelled here for ever
+            await self._settled.wait()
         assert self._outcome is not None
         if isinstance(self._outcome, Exception):
             raise self._outcome

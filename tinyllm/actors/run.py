@@ -306,10 +306,12 @@ class Run:
             return
         fails_already, now = plan.error is not None, time.time()
         delta = plan.fail(message.seq, message.failure, at=now, duration_ms=message.duration_ms)
-        self._telling.failed(message.seq, node, message.failure.error, now)
         if plan.error is not None and not fails_already:
             self.failure = message.exception
         await self._hand(delta, forced=message.seq not in plan.activations or not self._exits)
+        if self._telling.observed:
+            self._note()
+        self._telling.failed(message.seq, node, message.failure.error, now)
         self._stop_if_failed()
 
     async def _paused(self, message: Paused) -> None:

@@ -434,8 +434,9 @@ class TraceRecord:
     graph_version: str
     graph_path: str | None
     fingerprint: str
-    definition_digest: str
-    """Of the graph's definition, by `graph.values.digest`: what has the same is the same graph."""
+    definition_digest: str | None = None
+    """Of the graph's definition, by `graph.values.digest`: what has the same is the same graph. None where a store does
+    not say."""
     task_digest: str
     last_task: str
     """The digest of the task that was last added to the history."""

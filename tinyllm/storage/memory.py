@@ -254,7 +254,9 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         return Done()
 
     def _defined(self, body: bytes) -> Definition:
-        return self._definitions.setdefault(body, Definition(body))
+        if (known := self._definitions.get(body)) is None:
+            known = self._definitions[body] = Definition(body)
+        return known
 
     async def reclaim(self, limit: int) -> int:  # noqa: ARG002 - what is freed here is free at once
         return 0

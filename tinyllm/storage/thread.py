@@ -10,7 +10,7 @@ import os
 import sys
 import threading
 import warnings
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from queue import SimpleQueue
@@ -150,35 +150,36 @@ async def outlast(wait: Callable[[], Awaitable[T]]) -> T:
     """What `wait()` returns or raises; a cancellation that comes meanwhile takes effect at the next checkpoint.
 
     A shield holds off anyio's cancellation. A native one of asyncio (`task.cancel()`, `asyncio.timeout`) comes through
-    it: then `wait()`, which must only wait, is called again, and the cancellation is made again afterwards, so that
-    whoever counts them counts right.
+    it: then `wait()`, which must only wait, is called again, and the cancellation is made again afterwards, with what
+    it said: so whoever counts them counts right, and whoever made it knows it again. It may come in each turn of the
+    loop (anyio does so to a task of asyncio that it waits for): once it need not wait, `wait()` must take no turn.
     """
     import anyio
 
-    cancelled = 0
+    cancelled: list[tuple[Any, ...]] = []
     try:
         with anyio.CancelScope(shield=True):
             while True:
                 try:
                     result = await wait()
                     break
-                except anyio.get_cancelled_exc_class():
-                    cancelled += 1
+                except anyio.get_cancelled_exc_class() as error:
+                    cancelled.append(error.args)
     finally:
         if cancelled:
             _cancel_again(cancelled)
     return result
 
 
-def _cancel_again(times: int) -> None:
+def _cancel_again(cancelled: Sequence[tuple[Any, ...]]) -> None:
     import asyncio
 
     task = asyncio.current_task()
     assert task is not None
-    for _ in range(times):
+    for _ in cancelled:
         task.uncancel()
-    for _ in range(times):
-        task.cancel()
+    for said in cancelled:
+        task.cancel(*said)
 
 
 class _InThread:

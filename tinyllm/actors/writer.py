@@ -8,6 +8,7 @@ from contextlib import suppress
 from typing import assert_never
 
 import anyio
+import anyio.lowlevel
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
@@ -24,6 +25,9 @@ PRUNE_SLICE = 128
 none has to look whether that was all."""
 
 RECLAIM_PAGES = 256
+
+TOLD_AT_ONCE = 16
+"""Runs that are told in one turn of the event loop that something is durable: each goes on in the next one."""
 
 IDLE_SECONDS = 0.25
 """How long nothing must have come before free pages are given back to the disk: it costs more than a commit, and who
@@ -80,7 +84,8 @@ class StorageWriter:
                 self._take(self._inbox.receive_nowait())
         while self._queue:
             error = StorageError(f"{self._storage.name}: the writer ended before this was written")
-            self._tell_all((item, error) for item in self._queue.take())
+            for trace_id in self._tell_all((item, error) for item in self._queue.take()):
+                self._tell_durable(trace_id)
 
     async def _fill(self, open_: bool) -> bool:
         """Take what has come; wait only where there is nothing to do. False once every sender has closed."""
@@ -124,12 +129,17 @@ class StorageWriter:
         except Exception as error:  # of whatever kind: those who wait must hear of it
             outcomes = [error] * len(writes)
             logger.error("%s: a commit of %d writes failed: %s", self._storage.name, len(writes), error)
-        self._tell_all(zip(batch, outcomes, strict=False))
+        asked = self._tell_all(zip(batch, outcomes, strict=False))
+        for told, trace_id in enumerate(asked, 1):
+            self._tell_durable(trace_id)
+            if not told % TOLD_AT_ONCE:
+                await anyio.lowlevel.cancel_shielded_checkpoint()
         if pruned is not None:
             self._pruned(pruned, outcomes[-1])
 
-    def _tell_all(self, told: Iterable[tuple[Put | Ask, Outcome]]) -> None:
-        """Tell those who wait, in order; of several deltas of a trace, that the last is durable."""
+    def _tell_all(self, told: Iterable[tuple[Put | Ask, Outcome]]) -> Iterable[str]:
+        """Tell those who wait, in order. Returns which traces are still to be told that something is durable: of several
+        deltas the last."""
         asked: dict[str, None] = {}
         for item, outcome in told:
             if isinstance(item, Put) and not isinstance(outcome, Exception):
@@ -140,8 +150,7 @@ class StorageWriter:
                 continue
             self._tell_durable(item.trace_id)
             self._tell(item, outcome)
-        for trace_id in asked:
-            self._tell_durable(trace_id)
+        return asked
 
     def _tell_durable(self, trace_id: str) -> None:
         if (untold := self._durable.pop(trace_id, None)) is not None:

@@ -138,8 +138,8 @@ class StorageWriter:
             self._pruned(pruned, outcomes[-1])
 
     def _tell_all(self, told: Iterable[tuple[Put | Ask, Outcome]]) -> Iterable[str]:
-        """Tell those who wait, in order. Returns which traces are still to be told that something is durable: of several
-        deltas the last."""
+        """Tell those who wait, in order. Returns which traces are still to be told that something is durable: of
+        several deltas the last."""
         asked: dict[str, None] = {}
         for item, outcome in told:
             if isinstance(item, Put) and not isinstance(outcome, Exception):

@@ -7,7 +7,7 @@ define need_python
   echo "tinyllm needs Python 3.11 or newer, and '$(PYTHON)' is not that; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 endef
 
-.PHONY: demo test docs torture bench bench-quick lint format types imports clean
+.PHONY: demo test docs torture torture-long bench bench-quick lint format types imports clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/demo.py
@@ -19,8 +19,13 @@ docs: .venv/ready
 	$(BIN)/python -m sphinx -W --keep-going -E -q docs build/docs
 	@echo "built; open build/docs/index.html"
 
+# Less than 15 minutes on 2 cores. A violation says how to see it again.
 torture: .venv/ready
 	$(BIN)/python -m tests.torture
+
+# A night.
+torture-long: .venv/ready
+	$(BIN)/python -m tests.torture --long
 
 # About 45 minutes on 2 cores; nothing else should run beside it. What is measured goes to docs/benchmarks.
 bench:

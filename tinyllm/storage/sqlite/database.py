@@ -39,7 +39,7 @@ def open_database(directory: Path) -> sqlite3.Connection:
     with _opening:
         _make_directory(directory)
         _make_file(path)
-        _check_version(path)
+        check_version(path)
         connection = connect(path)
     try:
         with translated(path):
@@ -54,7 +54,12 @@ def connect(path: Path) -> sqlite3.Connection:
     """A connection for any one thread at a time, without transactions of its own making."""
     with translated(path):
         connection = sqlite3.connect(
-            path, timeout=LOCK_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=512
+            path,
+            timeout=LOCK_TIMEOUT,
+            isolation_level=None,
+            check_same_thread=False,
+            cached_statements=512,
+            uri=True,  # for what is attached; a path is absolute, and none itself
         )
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
@@ -117,21 +122,27 @@ def _make_file(path: Path) -> None:
         path.chmod(0o600)
 
 
-def _check_version(path: Path) -> None:
+def check_version(path: Path) -> None:
     """Refuse what is not ours to write, by a connection that could not write if it wanted to."""
-    wal = Path(f"{path}-wal")
+    wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
+    if journal.exists() and journal.stat().st_size:
+        return  # a transaction was cut off: nobody can read anything before it is rolled back, as any reader does
     # Where nothing waits in the WAL, all that is asked for stands in the first page, which is written as a whole; and
     # only `immutable` leaves no -wal and -shm behind.
     how = "mode=ro" if wal.exists() and wal.stat().st_size else "immutable=1"
     with translated(path):
         connection = sqlite3.connect(f"{path.as_uri()}?{how}", uri=True, timeout=LOCK_TIMEOUT, isolation_level=None)
         try:
-            version, application, used = (
-                connection.execute(f"PRAGMA {name}").fetchone()[0]
-                for name in ("user_version", "application_id", "schema_version")
-            )
+            _refuse(path, connection)
         finally:
             connection.close()
+
+
+def _refuse(path: Path, connection: sqlite3.Connection) -> None:
+    version, application, used = (
+        connection.execute(f"PRAGMA {name}").fetchone()[0]
+        for name in ("user_version", "application_id", "schema_version")
+    )
     if used and application != schema.APPLICATION_ID:
         raise StoragePathError(str(path), "it is another program's database; move it away, or choose another path")
     if version > schema.VERSION:
@@ -139,6 +150,7 @@ def _check_version(path: Path) -> None:
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:
+    _refuse(path, connection)  # once more: what was cut off is rolled back now, and nothing of ours is written yet
     # The order matters: WAL, or the first table, fixes what the first two set, and then they are ignored in silence.
     connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")

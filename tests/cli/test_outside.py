@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import signal
 from pathlib import Path
 
 import anyio
@@ -286,6 +287,25 @@ async def hold():
     assert process.returncode == 3
     assert err.splitlines()[-1] == "  tinyllm resume demo --answer slow=true"
     assert "ann?" not in err
+
+
+@pytest.mark.timeout(60)
+def test_a_trace_is_taken_from_a_process_that_is_stopped(desk: Desk) -> None:
+    (desk.folder / "hold").touch()
+    with desk.start("run", desk.graph, "--task", "4", "--id", "demo") as process:
+        until(process, "holding")
+        process.send_signal(signal.SIGSTOP)
+        (desk.folder / "hold").unlink()
+        refused = desk.command("resume", "demo")
+        assert refused.exit_code == 1
+        assert "tinyllm resume demo --take-over" in refused.stderr
+        taken = desk.command("resume", "demo", "--take-over")
+        assert (taken.exit_code, taken.stdout) == (0, "the sum is 14\n")
+        process.send_signal(signal.SIGCONT)
+        _, err = process.communicate()
+    assert process.returncode == 1
+    assert "was taken over by another process" in err
+    assert desk.command("doctor").exit_code == 0
 
 
 # -- tag, checkpoints ------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from tinyllm import (
     GraphChanged,
     InMemoryCheckpointStorage,
     NodeMissing,
+    OwnershipLost,
     Result,
     TaskResponse,
     TraceExists,
@@ -209,6 +210,33 @@ async def test_a_trace_that_is_being_executed_is_not_executed_twice(
                 await other.resume_from_checkpoint("t")
         work.held.pop("b").set()
     assert work.calls == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_a_trace_is_taken_over_from_an_owner_that_lives(store: InMemoryCheckpointStorage, work: Work) -> None:
+    """Who had it can record nothing more, and says so."""
+    held = work.held["b"] = anyio.Event()
+    sync = ExecutorConfig(durability="sync", debug_mutation=True)
+    async with Executor(work.chain(), sync, store) as executor, Executor(work.chain(), sync, store) as other:
+        async with anyio.create_task_group() as tasks:
+            lost: list[type[Exception]] = []
+
+            async def execute() -> None:
+                try:
+                    await executor.execute("task", trace_id="t")
+                except Exception as error:
+                    lost.append(type(error))
+
+            tasks.start_soon(execute)
+            await work.reached.wait()
+            del work.held["b"]
+            response = await other.resume_from_checkpoint("t", take_over=True)
+            assert response.status == "completed"
+            recorded = await store.list_checkpoints("g", "t")
+            held.set()
+        assert lost == [OwnershipLost]
+    assert [each.id for each in await store.list_checkpoints("g", "t")] == [each.id for each in recorded]
+    assert await finished(store, "t") == ["a", "b", "c"]
+    assert work.calls == {"a": 1, "b": 2, "c": 1}
 
 
 async def test_two_calls_that_admit_the_same_id_at_once_make_one_trace(

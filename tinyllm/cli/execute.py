@@ -79,9 +79,19 @@ def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, 
 @answer_option
 @graph_option
 @accept_option
+@click.option(
+    "--take-over",
+    is_flag=True,
+    help="Take it from a process that lives, but is stopped or hangs. That one can write nothing more of it.",
+)
 @common_options
 def resume(
-    trace: str, answers: list[tuple[str | None, Any]], graph: str | None, accept_graph_change: bool, **common: Any
+    trace: str,
+    answers: list[tuple[str | None, Any]],
+    graph: str | None,
+    accept_graph_change: bool,
+    take_over: bool,
+    **common: Any,
 ) -> None:
     """Go on with a trace that was interrupted, paused or failed.
 
@@ -102,7 +112,7 @@ def resume(
             record.trace_id,
             earlier,
             lambda executor: executor.resume_from_checkpoint(
-                record.trace_id, answers=named, accept_graph_change=accept_graph_change
+                record.trace_id, answers=named, accept_graph_change=accept_graph_change, take_over=take_over
             ),
         )
 

@@ -87,7 +87,11 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
             return f"{text}; `tinyllm run` makes one, --storage names another", [], NOT_FOUND
         case e.TraceOwned() | e.OwnershipLost():
             again = context.meta.get(AGAIN, ["resume", error.trace_id])
-            return text, [command_line("show", error.trace_id), command_line(*again)], FAILED
+            lines = [command_line("show", error.trace_id), command_line(*again)]
+            if isinstance(error, e.TraceOwned) and again[0] in ("resume", "run"):
+                text += "; from one that is stopped or hangs, --take-over takes it"
+                lines.append(command_line("resume", error.trace_id, "--take-over"))
+            return text, lines, FAILED
         case e.StorageFailed():
             return text, [command_line("resume", error.trace_id)], FAILED
         case e.CheckpointDamaged():

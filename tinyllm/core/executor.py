@@ -200,12 +200,19 @@ class Executor(anyio.AsyncContextManagerMixin):
             return await call.execute(captured, variables or {}, trace_id, accept_graph_change)
 
     async def resume_from_checkpoint(
-        self, trace_id: str, *, answers: Mapping[str, Any] | None = None, accept_graph_change: bool = False
+        self,
+        trace_id: str,
+        *,
+        answers: Mapping[str, Any] | None = None,
+        accept_graph_change: bool = False,
+        take_over: bool = False,
     ) -> TaskResponse:
         """Continue an interrupted trace, try a failed one again, or answer a paused one; of one that is completed or
         cancelled, return the stored outcome.
 
-        `answers`: by the id, or the name, of the question.
+        `answers`: by the id, or the name, of the question. `take_over`: also from a process that lives, for one that is
+        stopped or hangs. What that had not recorded is lost to it: it can write nothing more of this trace, and says
+        so when it tries; but a node that it is running goes on, beside the same node here.
 
         :raises QuestionNotOpen, AnswerRefused, AlreadyAnswered: as `answer()`.
         :raises TraceNotFound: naming ids that are near, and the store that was searched.
@@ -214,7 +221,7 @@ class Executor(anyio.AsyncContextManagerMixin):
         :raises TraceOwned, ExecutionError, StorageFailed: as `execute()`.
         """
         async with self._client() as client:
-            return await TraceCall(self.graph, client).resume(trace_id, accept_graph_change, answers)
+            return await TraceCall(self.graph, client).resume(trace_id, accept_graph_change, answers, take_over)
 
     async def fork(
         self,

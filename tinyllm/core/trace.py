@@ -100,7 +100,11 @@ class TraceCall:
         return await self._go_on(record, retry=False, accept_graph_change=accept_graph_change)
 
     async def resume(
-        self, trace_id: str, accept_graph_change: bool, answers: Mapping[str, Any] | None = None
+        self,
+        trace_id: str,
+        accept_graph_change: bool,
+        answers: Mapping[str, Any] | None = None,
+        take_over: bool = False,
     ) -> TaskResponse:
         """As `Executor.resume_from_checkpoint`."""
         snapshot = await self._storage.load(trace_id)
@@ -109,7 +113,11 @@ class TraceCall:
             await leave_answers(self._storage, trace_id, answers.items())
             self._client.engine.look()
         return await self._go_on(
-            snapshot.record, retry=True, accept_graph_change=accept_graph_change, snapshot=snapshot
+            snapshot.record,
+            retry=True,
+            accept_graph_change=accept_graph_change,
+            snapshot=snapshot,
+            take_over=take_over,
         )
 
     async def execute_in(self, trace_id: str, task: Captured, accept_graph_change: bool) -> TaskResponse:
@@ -205,12 +213,15 @@ class TraceCall:
         accept_graph_change: bool,
         task: Captured | None = None,
         snapshot: Snapshot | None = None,
+        take_over: bool = False,
     ) -> TaskResponse:
         """`retry`: a failed one is tried again. `task`: what the trace is told besides; a completed one runs with it as
         its next generation. `snapshot` is the trace's state if that was read with `record`."""
         if record.status in UNOWNED and not await self._wakes(record, retry=retry, told=task is not None):
             return await self._stored(record.trace_id)
-        seen, record = record, await self._unowned(record)
+        seen = record
+        if not take_over:
+            record = await self._unowned(record)
         self._client.trace_id = record.trace_id
         if snapshot is None or seen is not record:
             snapshot = await self._storage.load(record.trace_id)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from tinyllm import __version__
+from tinyllm.cli.doctor import doctor
 from tinyllm.cli.execute import fork, resume, run
 from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
@@ -63,6 +64,7 @@ graph.add_command(validate)
 for command in (run, resume, traces, show, checkpoints, fork, answer, pause, cancel, tag, delete):
     cli.add_command(command)
     graph.add_command(command)
+cli.add_command(doctor)
 
 
 def main() -> None:

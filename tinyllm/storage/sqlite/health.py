@@ -1,0 +1,169 @@
+"""How a store is: its file, the processes that have leases there, and whether what is recorded can be read."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import attrs
+
+from tinyllm.errors import CheckpointDamaged, DatabaseCorrupt, StorageError
+from tinyllm.storage.contract import Owner, Status
+from tinyllm.storage.sqlite import owned
+from tinyllm.storage.sqlite.database import FILE_NAME, check_version, connect_reader
+from tinyllm.storage.sqlite.faults import translated
+from tinyllm.storage.sqlite.library import has_wal_reset_bug, sqlite3
+from tinyllm.storage.sqlite.load import Loader
+from tinyllm.storage.sqlite.store import SQLiteCheckpointStorage
+
+PAGE = 1000
+"""Rows that are read at a time, and problems of the file that are told at most."""
+
+
+@attrs.frozen
+class Damaged:
+    """A trace that cannot be read as it was written; `what` says where."""
+
+    trace_id: str
+    what: str
+
+
+@attrs.frozen
+class Holder:
+    """A process with a lease. `alive` is None where that cannot be judged from here; `traces` says how many it has."""
+
+    owner: Owner
+    alive: bool | None
+    traces: int
+
+
+@attrs.frozen(kw_only=True)
+class Health:
+    path: str
+    sqlite: str
+    wal_reset_bug: bool
+    """Whether this SQLite can corrupt a database in WAL mode; then a rollback journal is used."""
+    journal_mode: str
+    schema: int
+    database_bytes: int
+    wal_bytes: int
+    free_bytes: int
+    """Of the database, not in use: it goes back to the disk when pruning has time."""
+    problems: tuple[str, ...]
+    """What SQLite's own check finds wrong with the file."""
+    holders: tuple[Holder, ...]
+    traces: dict[Status, int]
+    """How many are in each status."""
+    damaged: tuple[Damaged, ...]
+
+    intact: tuple[str, ...]
+    """The ids of all traces that can be read."""
+
+    @property
+    def sound(self) -> bool:
+        return not (self.problems or self.damaged)
+
+
+def examine(directory: Path) -> Health:
+    """Read the store in `directory`, whole, and change nothing.
+
+    :raises StoragePathError: there is none, or it cannot be opened.
+    :raises DatabaseTooNew: a newer version wrote it.
+    """
+    path = directory / FILE_NAME
+    check_version(path)
+    with translated(path), closing(connect_reader(path)) as connection:
+        connection.execute("BEGIN")  # one view of all that is read
+        (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+        (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+        (page,) = connection.execute("PRAGMA page_size").fetchone()
+        reader = Loader(connection, directory, SQLiteCheckpointStorage(directory))
+        statuses: Counter[Status] = Counter()
+        intact: list[str] = []
+        damaged: list[Damaged] = []
+        for trace_id, status in _traces(reader):
+            statuses[status] += 1
+            if (what := _damage(reader, trace_id, path)) is not None:
+                damaged.append(Damaged(trace_id, what))
+            else:
+                intact.append(trace_id)
+        return Health(
+            path=str(path),
+            sqlite=sqlite3.sqlite_version,
+            wal_reset_bug=has_wal_reset_bug(),
+            journal_mode=journal_mode,
+            schema=schema,
+            database_bytes=_size(path),
+            wal_bytes=_size(Path(f"{path}-wal")),
+            free_bytes=free * page,
+            problems=_problems(connection, path),
+            holders=tuple(_holders(connection)),
+            traces=dict(statuses),
+            damaged=tuple(damaged),
+            intact=tuple(intact),
+        )
+
+
+def _traces(reader: Loader) -> Iterator[tuple[str, Status]]:
+    offset = 0
+    while records := reader.traces("", None, None, PAGE, offset):
+        yield from ((record.trace_id, record.status) for record in records)
+        offset += len(records)
+
+
+def _damage(reader: Loader, trace_id: str, path: Path) -> str | None:
+    """What is wrong with a trace: with its graph, with one of its kept checkpoints, its history or its steps."""
+    try:
+        with translated(path):
+            reader.definition(trace_id)
+            offset = 0
+            while checkpoints := reader.checkpoints(trace_id, PAGE, offset):
+                for checkpoint in checkpoints:
+                    reader.load(trace_id, checkpoint.rev)
+                offset += len(checkpoints)
+            after = 0
+            while messages := reader.messages(trace_id, None, after, PAGE):
+                after = messages[-1].seq
+            _read_steps(reader, trace_id)
+    except CheckpointDamaged as error:
+        return f"{error.what}, step {error.step}" if error.step is not None else error.what
+    except DatabaseCorrupt as error:
+        return error.detail
+    except StorageError as error:
+        return str(error)
+    return None
+
+
+def _read_steps(reader: Loader, trace_id: str) -> None:
+    made, after = reader.found(trace_id).step, 0
+    while steps := reader.steps(trace_id, after, PAGE):
+        for step in steps:
+            after += 1
+            if step.step != after:
+                raise CheckpointDamaged(trace_id, after, "the record of a step is missing")
+    if after != made:
+        raise CheckpointDamaged(trace_id, after + 1, "the record of a step is missing")
+
+
+def _problems(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
+    found: list[str] = []
+    try:
+        with translated(path):
+            found += (row[0] for row in connection.execute(f"PRAGMA integrity_check({PAGE})"))
+    except DatabaseCorrupt as error:  # the check itself could not go on
+        found.append(error.detail)
+    return () if found == ["ok"] else tuple(found)
+
+
+def _holders(connection: sqlite3.Connection) -> Iterator[Holder]:
+    for lease in owned.leases(connection).values():
+        (count,) = connection.execute("SELECT count(*) FROM traces WHERE owner = ?", (lease.owner.id,)).fetchone()
+        yield Holder(lease.owner, lease.alive, count)
+
+
+def _size(path: Path) -> int:
+    return os.stat(path).st_size if path.exists() else 0

@@ -261,5 +261,5 @@ TRIALS = tuple(
         long,
         partial(run_trial, durability=durability),
     )
-    for name, durability, runs, long in (("kill", "sync", 200, 20_000), ("kill-async", "async", 100, 5_000))
+    for name, durability, runs, long in (("kill", "sync", 80, 20_000), ("kill-async", "async", 30, 5_000))
 )

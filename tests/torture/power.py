@@ -286,5 +286,5 @@ TRIALS = tuple(
         long,
         partial(run_trial, journal=journal),
     )
-    for name, journal, runs, long in (("power", "wal", 15_000, 200_000), ("power-truncate", "truncate", 5_000, 50_000))
+    for name, journal, runs, long in (("power", "wal", 8_000, 200_000), ("power-truncate", "truncate", 2_000, 50_000))
 )

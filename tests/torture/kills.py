@@ -194,7 +194,7 @@ class Torture:
         kept, lost, again = event["kept"], event["lost"], event["again"]
         if event["resumed"] != before.admitted or kept != before.step:
             raise Violation(f"the trace says that it kept {kept} steps, and {before.step} are recorded")
-        if lost is not None and not 0 <= lost <= max(0, finished - kept):
+        if lost is not None and not 0 <= lost <= max(0, finished + 1 - kept):  # handed over, and then told
             raise Violation(f"the trace says that it lost {lost} steps; {finished} had finished, {kept} are recorded")
         self.tally.resumes += event["resumed"]
         self.tally.kept += kept

@@ -181,7 +181,8 @@ def trying() -> Graph:
             raise ConnectionError(f"attempt {context.attempt}")
         return "done"
 
-    return GraphBuilder("trying").node(work, retry=Retry(max_attempts=3, initial=0.01)).build()
+    # Long enough for the commit of a failed attempt, also of `async`, which does not wait for it.
+    return GraphBuilder("trying").node(work, retry=Retry(max_attempts=3, initial=0.5)).build()
 
 
 def asking() -> Graph:

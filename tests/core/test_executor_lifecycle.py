@@ -518,13 +518,16 @@ async def test_a_failing_node_takes_nothing_with_it_that_was_done() -> None:
 
 async def test_a_plain_function_has_more_threads_for_many_traces_than_for_one() -> None:
     together = threading.Barrier(THREADS, timeout=20)
+    met: set[int] = set()
 
     def meet(value: Any) -> Any:
-        together.wait()
+        together.wait()  # raises unless all are there at once
+        met.add(threading.get_ident())
 
     async with Executor(chain(meet), DEBUG) as executor, anyio.create_task_group() as tasks:
         for number in range(THREADS):
             tasks.start_soon(executor.execute, number)
+    assert len(met) == THREADS
 
 
 async def test_actors_end_in_order() -> None:

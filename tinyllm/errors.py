@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import attrs
@@ -523,6 +523,22 @@ class DatabaseCorrupt(StorageError):
 
 
 @attrs.define(eq=False)
+class CommitsMissing(StorageError):
+    """The database is older than what was told to be durable: its write-ahead log was cut off, or a backup put back."""
+
+    path: str
+    count: int
+    note: str
+
+    def __str__(self) -> str:
+        return (
+            f"the newest {self.count} transactions of {self.path}, which were acknowledged, are missing: its -wal file "
+            "was cut off or removed, or an older copy was put back. Put back the files that belong together; or, to go "
+            f"on with what is there, remove {self.note}"
+        )
+
+
+@attrs.define(eq=False)
 class StorageFailed(StorageError):
     """The store failed for good while a trace was executing."""
 
@@ -545,6 +561,39 @@ class CheckpointDamaged(StorageError):
     step: int | None
     what: str
 
+    remedy = "resume it, which goes back to its newest checkpoint that is whole, or fork from an older one"
+
     def __str__(self) -> str:
         at = f" at step {self.step}" if self.step is not None else ""
-        return f"trace {self.trace_id!r} is damaged{at}: {self.what}; fork from an older checkpoint to go on"
+        return f"trace {self.trace_id!r} is damaged{at}: {self.what}; {self.remedy}"
+
+
+class TraceUnreadable(CheckpointDamaged):
+    """A trace is damaged so that no state of it is known."""
+
+    remedy = "it cannot go on; `tinyllm doctor --salvage` copies the other traces, or restore a backup"
+
+
+@attrs.define(eq=False)
+class RerunRefused(CheckpointDamaged):
+    """A damaged trace could go on from an older checkpoint, but nodes with effects would run again.
+
+    `effects`: how many, by node; None if what was done since cannot be read.
+    """
+
+    good_step: int
+    effects: Mapping[str, int] | None
+
+    @property
+    def remedy(self) -> str:  # type: ignore[override]
+        if self.effects is None:
+            since = "and what was done since cannot be read"
+        else:
+            nodes = ", ".join(
+                f"{node!r} ({count})" if count > 1 else repr(node) for node, count in self.effects.items()
+            )
+            since = f"and since then nodes with effects have run, which would run again: {nodes}"
+        return (
+            f"its newest checkpoint that is whole is of step {self.good_step}, {since}. If that may be, resume it with "
+            "rerun_effects (--rerun-effects)"
+        )

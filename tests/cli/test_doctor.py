@@ -55,7 +55,7 @@ def test_where_there_is_no_store_none_is_made(desk: Desk) -> None:
     [
         ("UPDATE messages SET body = '1' WHERE id >> 32 = {key} AND body = '[0,1,2]'", "message"),
         ("DELETE FROM messages WHERE id = {key} << 32 | 2", "message"),
-        ("DELETE FROM steps WHERE id = {key} << 32 | 3", "the record of a step is missing"),
+        ("DELETE FROM steps WHERE id = {key} << 32 | 3", "the record of the step is missing"),
         ("DELETE FROM activations WHERE id >> 32 = {key}", "activations"),
         ("DELETE FROM checkpoints WHERE id >> 32 = {key}", "checkpoint"),
         ("UPDATE graphs SET body = '{{}}'", "definition"),
@@ -74,7 +74,7 @@ def test_damage_is_found_and_the_others_are_saved(filled: Desk, statement: str, 
     shown = filled.command("doctor")
     assert shown.exit_code == 1
     assert "damage     " in shown.stdout
-    assert "tinyllm doctor --salvage DIR" in shown.stderr
+    assert ("tinyllm doctor --salvage DIR" in shown.stderr) == bool(found["intact"])
 
     target = filled.folder / "saved"
     saved = filled.command("doctor", "--salvage", target)
@@ -120,3 +120,21 @@ def test_a_file_that_is_damaged_itself(filled: Desk) -> None:
     assert result.exit_code == 1
     assert "damage" in result.stdout, result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_damaged_trace_goes_on_and_what_was_damaged_is_set_aside(filled: Desk) -> None:
+    damage(filled.store, "UPDATE variables SET body = '4' WHERE id = (SELECT max(id) FROM variables WHERE body = '3')")
+    (name,) = (each["trace_id"] for each in json.loads(filled.command("doctor", "--json").stdout)["damaged"])
+    shown = filled.command("show", name)
+    assert shown.exit_code == 1
+    assert f"tinyllm resume {name}" in shown.stderr
+    resumed = filled.command("resume", name)
+    assert resumed.exit_code == 0, resumed.stderr
+    assert resumed.stdout == "the sum is 5\n"
+    lines = resumed.stderr.splitlines()
+    assert lines[0].startswith(f"{name}: damaged at step 5: variable 'count', change ")
+    assert "  goes on from step 4; run again: total (1); the damaged trace is kept as" in lines[1]
+    assert lines[2] == f"resumed {name}: kept 4 steps, 1 run again, 0 lost"
+    result = filled.command("doctor")
+    assert result.exit_code == 0
+    assert f"set aside  {name}.damaged-" in result.stdout

@@ -46,7 +46,7 @@ class Row:
 def chain(full: Any, items: Sequence[Item]) -> Version:
     version = Version(1, capture(full))
     for order, item in items:
-        version = version.appended(order, capture(item))
+        version = version.appended(1, order, capture(item))
     return version
 
 
@@ -89,15 +89,15 @@ def test_what_is_stored_or_sent_elsewhere_is_the_same_value(given: tuple[Any, li
 def test_earlier_versions_stay_as_they_were(full: Any, items: list[Item]) -> None:
     versions = [version := chain(full, [])]
     for order, item in items:
-        versions.append(version := version.appended(order, capture(item)))
+        versions.append(version := version.appended(1, order, capture(item)))
     for count, version in enumerate(versions):
         assert version.value == chain(full, items[:count]).value
 
 
 def test_a_version_that_was_given_up_is_overwritten() -> None:
     first = chain({"a": 1}, [])
-    first.appended((0, (), 0, "00", 0), capture({"a": 2}))
-    assert first.appended((0, (), 0, "01", 0), capture({"b": 3})).value == {"a": 1, "b": 3}
+    first.appended(1, (0, (), 0, "00", 0), capture({"a": 2}))
+    assert first.appended(1, (0, (), 0, "01", 0), capture({"b": 3})).value == {"a": 1, "b": 3}
 
 
 # -- reducers --------------------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ def write(reducer: Reducer, present: Version | None, value: Any, order: Order) -
     full, item = reduced("key", reducer, present, capture(value))
     version = present if full is None else Version(1, full)
     assert version is not None
-    return version if item is None else version.appended(order, item)
+    return version if item is None else version.appended(1, order, item)
 
 
 def run(reducer: Reducer, present: Version | None, writes: Sequence[Item]) -> Any:

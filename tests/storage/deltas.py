@@ -27,6 +27,7 @@ from tinyllm.storage.contract import (
     Status,
     StepRow,
     VariableRow,
+    sum_of_changes,
 )
 
 DELETED = object()
@@ -62,6 +63,8 @@ class Writer:
         self.arrived: Counter[int] = Counter()
         """By live round, how many arrivals it has."""
         self.bases: dict[str, int] = {}
+        self.changes: dict[str, int] = {}
+        """By variable, the sum of the seqs of its rows."""
         self.history = 0
         self.generation = 1
         self.generation_step = 0
@@ -103,6 +106,7 @@ class Writer:
         child.generation, child.generation_step = snapshot.generation, snapshot.generation_step
         child.elapsed, child.tokens_in, child.tokens_out = snapshot.elapsed, snapshot.tokens_in, snapshot.tokens_out
         child.bases = {key: rows[0].seq for key, rows in snapshot.variables.items()}
+        child.changes = {key: sum_of_changes([rows]) for key, rows in snapshot.variables.items()}
         marks = snapshot.marks
         renamed = {row.seq: marks.activation + at for at, row in enumerate(snapshot.frontier, 1)}
         rows = [
@@ -202,14 +206,15 @@ class Writer:
             variable += 1
             match value:
                 case bytes():
-                    self.bases[key] = variable
+                    self.bases[key] = self.changes[key] = variable
                     variables.append(VariableRow(variable, key, "full", variable, value))
                 case Item():
+                    self.changes[key] += variable
                     variables.append(
                         VariableRow(variable, key, "append", self.bases[key], value.body, b'[%d,[],0,"",0]' % variable)
                     )
                 case _:
-                    del self.bases[key]
+                    del self.bases[key], self.changes[key]
                     variables.append(VariableRow(variable, key, "deleted", variable, b""))
         steps: list[StepRow] = []
         if end is not None:
@@ -230,7 +235,9 @@ class Writer:
             status=status,
             node=node,
             marks=self.marks,
-            counts=Counts(self.history, len(self.live), self.arrived.total(), len(self.bases)),
+            counts=Counts(
+                self.history, len(self.live), self.arrived.total(), len(self.bases), sum(self.changes.values())
+            ),
             messages=tuple(messages),
             activations=tuple(rows),
             arrivals=tuple(arrivals),

@@ -6,9 +6,19 @@ import attrs
 import pytest
 
 from tests.storage.backends import admit, census, commit, commit_one, content, fork, found, kept, run_steps
-from tests.storage.deltas import Item
+from tests.storage.deltas import Item, Writer
 from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceNotFound
-from tinyllm.storage.contract import Admitted, CheckpointStorage, Delete, Done, Owner, Prune, Pruned
+from tinyllm.storage.contract import (
+    Admitted,
+    Appended,
+    CheckpointStorage,
+    Delete,
+    Done,
+    FallBack,
+    Owner,
+    Prune,
+    Pruned,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -170,3 +180,42 @@ async def test_what_forks_share_outlives_their_parent(storage: CheckpointStorage
     while await storage.reclaim(1000):
         pass
     assert await census(storage) == {}
+
+
+async def test_a_damaged_trace_goes_on_from_an_older_checkpoint_under_its_own_id(storage: CheckpointStorage) -> None:
+    writer = Writer("t", owner="o")
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    await storage.commit([writer.append(end=step, plan=["a"], set=[("x", b"%d" % step)]) for step in range(1, 4)])
+    before = await storage.load("t", 1)
+    child, fork = writer.fork(before, "t", "o")
+    write = FallBack(
+        trace=writer.key, trace_id="t", epoch=1, rev=1, kept_as="t.damaged", error=b'"why"', owner="o", first=fork.first
+    )
+    (admitted,) = await storage.commit([write])
+    assert child.admitted(admitted).key != writer.key
+    now = await storage.load("t")
+    assert (now.step, now.record.parent, now.record.parent_rev) == (1, "t.damaged", 1)
+    assert {key: rows[-1].body for key, rows in now.variables.items()} == {"x": b"1"}
+    kept = await storage.load("t.damaged")
+    assert (kept.step, kept.record.status, kept.record.owner, kept.record.error) == (3, "quarantined", None, b'"why"')
+    # Whoever wrote it cannot any more; nor can it be given up twice, nor under a name that is taken.
+    refused = await storage.commit([writer.append(end=4), write, attrs.evolve(write, kept_as="again")])
+    assert [type(each) for each in refused] == [OwnershipLost, TraceExists, OwnershipLost]
+    assert (await storage.load_intact("t")).rev == now.rev
+    assert await storage.commit([child.append(end=min(child.live), plan=["a"])]) == [Appended(3)]
+    assert {record.trace_id for record in await storage.traces()} == {"t", "t.damaged"}
+
+
+async def test_a_trace_that_cannot_fall_back_keeps_its_id(storage: CheckpointStorage) -> None:
+    writer = Writer("t")
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    _, fork = writer.fork(await storage.load("t"), "t")
+    write = FallBack(
+        trace=writer.key, trace_id="t", epoch=1, rev=7, kept_as="other", error=b"1", owner=None, first=fork.first
+    )
+    assert isinstance((await storage.commit([write]))[0], CheckpointNotFound)
+    assert isinstance((await storage.commit([attrs.evolve(write, rev=0, epoch=2)]))[0], OwnershipLost)
+    record = await storage.trace("t")
+    assert record is not None
+    assert (record.trace, record.status, record.error) == (writer.key, "interrupted", None)
+    assert await storage.trace("other") is None

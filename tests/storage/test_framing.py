@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from tinyllm.errors import ValueNotStorable
 from tinyllm.storage import framing
 from tinyllm.storage.framing import COMPRESS_ABOVE, FrameDamaged, checksum, decode, encode
-from tinyllm.storage.sqlite.rows import message_checksum, variable_checksum
+from tinyllm.storage.sqlite.seals import (
+    activation_seal,
+    arrival_seal,
+    message_seal,
+    seal,
+    step_seal,
+    variable_seal,
+)
 
 bodies = st.one_of(
     st.binary(max_size=200),
@@ -100,5 +107,11 @@ texts = st.text(st.characters())  # lone surrogates, too
 def test_the_quick_checksums_of_rows_are_those_that_every_row_was_written_with(
     body: bytes, row: int, name: str, place: int | None, count: int, order: bytes | None
 ) -> None:
-    assert message_checksum(row, name, place, count, body) == checksum(body, row, name, place, count)
-    assert variable_checksum(row, name, "full", count, order, body) == checksum(body, row, name, "full", count, order)
+    assert message_seal(row, name, place, count, body) == checksum(body, row, name, place, count)
+    assert variable_seal(row, name, "full", count, order, body) == checksum(body, row, name, "full", count, order)
+    id_, path = body[:16], name if count else None
+    assert activation_seal(row, id_, name, place, count, path, row, True) == seal(
+        (row, id_, name, place, count, path, row, 1)
+    )
+    assert arrival_seal(row, count, place, id_, path, row) == seal((row, count, place, id_, path, row))
+    assert step_seal(row, count, name, row / 3, 7, count, path) == seal((row, count, name, row / 3, 7.0, count, path))

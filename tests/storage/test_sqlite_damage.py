@@ -5,14 +5,17 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import attrs
 import pytest
 
-from tests.storage.deltas import Item, Writer
-from tinyllm.errors import CheckpointDamaged
-from tinyllm.storage.contract import Leave, Prune, Snapshot
+from tests.storage.deltas import DELETED, Item, Writer
+from tests.storage.test_sqlite_migration import writer_of
+from tinyllm.errors import CheckpointDamaged, TraceNotFound
+from tinyllm.storage.contract import Label, Leave, Prune, Snapshot
 from tinyllm.storage.framing import COMPRESS_ABOVE
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.load import Loader
 
 pytestmark = pytest.mark.anyio
 
@@ -86,25 +89,25 @@ KEY = 1 << 32
         ),
         (
             f"UPDATE activations SET error = x'02' WHERE id = {KEY | 3}",
-            "the error of node 'b' cannot be decoded",
+            "activation 3, of node 'b', does not say what was written",
         ),
         (
             f"UPDATE activations SET progress = x'02' WHERE id = {KEY | 3}",
-            "the progress of node 'b' cannot be decoded",
+            "activation 3, of node 'b', does not say what was written",
         ),
         (
             f"UPDATE activations SET asked = x'02' WHERE id = {KEY | 3}",
-            "the questions of node 'b' cannot be decoded",
+            "activation 3, of node 'b', does not say what was written",
         ),
         (f"DELETE FROM arrivals WHERE id = {KEY | 2}", "it has 1 arrivals at joins where 2 were written"),
-        (f"DELETE FROM checkpoints WHERE id = {KEY | 3}", None),
+        (
+            f"DELETE FROM checkpoints WHERE id = {KEY | 3}",
+            "its newest checkpoint is of rev 2, step 2, and rev 3",
+        ),
     ],
 )
-async def test_a_damaged_row_is_reported(storage: SQLiteCheckpointStorage, statement: str, what: str | None) -> None:
+async def test_a_damaged_row_is_reported(storage: SQLiteCheckpointStorage, statement: str, what: str) -> None:
     damage(storage, statement)
-    if what is None:
-        assert (await storage.load("t")).rev == 2  # which checkpoints there are, they alone say
-        return
     with pytest.raises(CheckpointDamaged, match=what) as caught:
         await storage.load("t")
     assert (caught.value.trace_id, caught.value.step) == ("t", 2)
@@ -163,7 +166,7 @@ async def test_a_damaged_message_of_a_window_is_reported(storage: SQLiteCheckpoi
 async def test_a_damaged_command_is_reported(storage: SQLiteCheckpointStorage) -> None:
     await storage.commit([Leave(1, "t", "answer", b"a" * 16, "why", b"1")])
     damage(storage, "UPDATE commands SET body = x'02'")
-    with pytest.raises(CheckpointDamaged, match="'t' is damaged: the answer to 'why' cannot be decoded"):
+    with pytest.raises(CheckpointDamaged, match="'t' is damaged: the answer to 'why' does not have the bytes"):
         await storage.commands(trace=1)
 
 
@@ -187,3 +190,91 @@ async def test_a_trace_without_a_checkpoint_or_a_parent_is_reported(storage: SQL
     damage(storage, f"DELETE FROM checkpoints WHERE id = {2 << 32 | 4}")
     with pytest.raises(CheckpointDamaged, match="its newest checkpoint is missing"):
         await storage.load("child")
+
+
+NOT_SEALED = {
+    ("traces", "updated_at"),  # what lists are ordered by
+    ("traces", "epoch"),  # who has another one can write nothing, and says so
+    ("traces", "owner"),  # the epoch decides
+    ("activations", "done_rev"),  # of what ended; what lives is counted, and what changes that is noticed there
+    ("messages", "pruned"),  # how many readers are gone; a message that goes too early is missed by those left
+    ("messages", "held"),
+    ("variables", "trace"),  # the row's id begins with it; it is for an index
+    ("checkpoints", "id"),  # an older one that is gone might have been pruned; the newest is missed
+    ("checkpoints", "pins"),
+    ("commands", "id"),  # their order
+    ("commands", "created_at"),
+    ("commands", "consumed"),
+}
+"""What a changed column of which makes no answer a wrong one, or shows elsewhere."""
+
+
+def everything(read: Loader, trace_id: str) -> object:
+    revs = [checkpoint.rev for checkpoint in read.checkpoints(trace_id, 100, 0)]
+    return (
+        attrs.evolve(read.found(trace_id), updated_at=0.0, epoch=0, owner=None, owner_alive=None),
+        read.definition(trace_id),
+        [attrs.asdict(read.load(trace_id, rev)) | {"record": None} for rev in (None, *revs)],
+        [repr(checkpoint) for checkpoint in read.checkpoints(trace_id, 100, 0)],
+        read.messages(trace_id, None, 0, 1000),
+        read.steps(trace_id, 0, 1000),
+        [attrs.evolve(command, id=0, created_at=0.0) for command in read.commands(None, read.found(trace_id).trace)],
+    )
+
+
+def other(value: object) -> list[object]:
+    match value:
+        case int() | float():
+            return [value + 1, -value - 1, None]
+        case str():
+            return [value + "x", value[1:], None]
+        case bytes():
+            return [value + b"x", value[1:], None]
+        case _:
+            return [0, 1, "x"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+async def test_no_changed_column_makes_a_wrong_answer(storage: SQLiteCheckpointStorage) -> None:
+    """Every column of every row of a trace, of the one that it was forked from, and of what was left for it."""
+    await storage.commit([Label(1, "t", 1, "good"), Leave(1, "t", "answer", b"a" * 16, "why", b"1")])
+    before = await storage.load("t")
+    child, fork = writer_of(before).fork(before, "child")
+    child.admitted((await storage.commit([fork]))[0])
+    writer = writer_of(await storage.load("child"))
+    join = writer.rounds["join"]
+    await storage.commit(
+        [
+            writer.append(fire=["join"], set=[("list", Item(b"3")), ("x", DELETED)]),
+            writer.append(end=join, plan=["c"], set=[("y", b"1")], task="more", status="failed", error=b"it failed"),
+            Leave(writer.key, "child", "answer", b"b" * 16, "who", b"2"),
+        ]
+    )
+    connection = sqlite3.connect(storage._path, isolation_level=None)
+    connection.execute("BEGIN")
+    for name in ("transactions", "owners", "_sqlite_migrations"):
+        connection.execute(f"DELETE FROM {name}")
+    read = Loader(connection, storage._directory, storage)
+    truth = everything(read, "child")
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")]
+    changed = missed = 0
+    for table in tables:
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        for row in connection.execute(f"SELECT rowid, * FROM {table}").fetchall():
+            for column, value in zip(columns, row[1:], strict=True):
+                for new in other(value):
+                    if (table, column) in NOT_SEALED:
+                        continue
+                    connection.execute("SAVEPOINT undamaged")
+                    try:
+                        connection.execute(f"UPDATE {table} SET {column} = ? WHERE rowid = ?", (new, row[0]))
+                        changed += 1
+                        assert everything(read, "child") == truth, (table, column, row, new)
+                    except (CheckpointDamaged, TraceNotFound):
+                        missed += 1
+                    except sqlite3.IntegrityError:
+                        changed -= 1  # it cannot be stored
+                    finally:
+                        connection.execute("ROLLBACK TO undamaged")
+    connection.close()
+    assert missed > changed / 3

@@ -18,32 +18,41 @@ from tinyllm.storage.contract import (
     Prune,
     Pruned,
     Snapshot,
+    sum_of_changes,
 )
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+from tinyllm.storage.sqlite.health import examine
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import APPLICATION_ID, VERSION
 
 pytestmark = pytest.mark.anyio
 
-VERSION_1 = Path(__file__).with_name("version_1.sql")
-"""What the first version wrote: trace `t`, which failed after two steps, and its fork `child`, after the first."""
+WRITTEN = {version: Path(__file__).with_name(f"version_{version}.sql") for version in (1, 2)}
+"""What older versions wrote: trace `t`, which failed after two steps, and its fork `child`, after the first; and since
+the second version `w`, whose history has a window."""
 
 
 def connected(directory: Path) -> sqlite3.Connection:
     return sqlite3.connect(directory / "tinyllm.db", isolation_level=None)
 
 
+@pytest.fixture(params=WRITTEN)
+def version(request: pytest.FixtureRequest) -> int:
+    number: int = request.param
+    return number
+
+
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
-    """A directory with a database of the first version."""
+def old(tmp_path: Path, version: int) -> Path:
+    """A directory with a database of that version."""
     directory = tmp_path / "old"
     directory.mkdir()
     connection = connected(directory)
     connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     connection.execute("PRAGMA journal_mode = WAL")
-    connection.executescript(VERSION_1.read_text(encoding="utf-8"))
+    connection.executescript(WRITTEN[version].read_text(encoding="utf-8"))
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    connection.execute("PRAGMA user_version = 1")
+    connection.execute(f"PRAGMA user_version = {version}")
     connection.close()
     return directory
 
@@ -78,6 +87,7 @@ def writer_of(snapshot: Snapshot) -> Writer:
     writer.rounds = {row.node: row.seq for row in snapshot.frontier if row.state == "buffered"}
     writer.arrived.update(row.activation for row in snapshot.arrivals)
     writer.bases = {key: rows[0].seq for key, rows in snapshot.variables.items()}
+    writer.changes = {key: sum_of_changes([rows]) for key, rows in snapshot.variables.items()}
     return writer
 
 
@@ -88,7 +98,28 @@ async def test_a_migrated_schema_equals_a_fresh_one(old: Path, tmp_path: Path) -
     assert schema(old)["version"] == (VERSION,)
 
 
-async def test_a_trace_of_an_older_version_is_read(old: Path) -> None:
+@pytest.mark.parametrize("version", [2], indirect=True)
+async def test_a_trace_of_the_second_version_is_read(old: Path) -> None:
+    storage = await opened(old)
+    failed = await storage.load("t")
+    assert failed.record.error == b'{"type": "E", "message": "it failed"}'
+    assert next((row.node, row.state, row.progress) for row in failed.frontier) == ("b", "failed", b"[1]")
+    assert [(row.label, row.rev) for row in await storage.checkpoints("t") if row.label] == [("good", 1)]
+    assert [row.status for row in await storage.steps("t")] == ["odd", None]
+    child = await storage.load("child")
+    assert (child.record.last_task, child.generation, list(child.variables)) == ("more", 2, ["list"])
+    assert [row.state for row in child.frontier] == ["planned"] * 4
+    assert [(left.kind, left.name, left.body) for left in await storage.commands(trace=child.record.trace)] == [
+        ("answer", "why", b"1")
+    ]
+    assert [row.seq for row in await storage.messages("w")] == [5, 6]
+    assert [row.rev for row in await storage.checkpoints("w")] == [5, 4, 0]
+    await storage.close()
+    assert examine(old).sound
+
+
+@pytest.mark.parametrize("version", [1], indirect=True)
+async def test_a_trace_of_the_first_version_is_read(old: Path) -> None:
     storage = await opened(old)
     assert {record.trace_id for record in await storage.traces()} == {"t", "child"}
     snapshot = await storage.load("t")
@@ -112,7 +143,7 @@ async def test_a_trace_of_an_older_version_is_read(old: Path) -> None:
 
 
 @pytest.mark.parametrize("trace_id", ["t", "child"])
-async def test_a_trace_of_an_older_version_goes_on(old: Path, trace_id: str) -> None:
+async def test_a_trace_of_an_older_version_goes_on(old: Path, version: int, trace_id: str) -> None:
     storage = await opened(old)
     writer = writer_of(await storage.load(trace_id))
     rev, history = writer.rev, writer.history
@@ -127,10 +158,10 @@ async def test_a_trace_of_an_older_version_goes_on(old: Path, trace_id: str) -> 
     ]
     assert await storage.commit(writes) == [Appended(rev + 1), Appended(rev + 2)]
     await check(storage, writer)
-    assert await storage.commands(trace=writer.key) == []
+    assert {command.kind for command in await storage.commands(trace=writer.key)} <= {"answer"}  # left before
     assert await storage.commit([Label(writer.key, trace_id, rev + 1, "good"), Prune(writer.key, 1)]) == [
         Done(),
-        Pruned(2 if trace_id == "t" else 0),  # rev 1 of `t` is pinned
+        Pruned(2 if trace_id == "t" else version - 1),  # rev 1 of `t` is pinned
     ]
     await check(storage, writer)
     assert [row.seq for row in await storage.messages(trace_id)] == list(range(1, history + 2))
@@ -148,6 +179,7 @@ async def check(storage: CheckpointStorage, writer: Writer) -> None:
     assert snapshot.generation == writer.generation
 
 
+@pytest.mark.parametrize("version", [1], indirect=True)
 async def test_a_migration_that_fails_leaves_the_older_database(old: Path) -> None:
     connection = connected(old)
     connection.execute("CREATE TABLE commands (x)")

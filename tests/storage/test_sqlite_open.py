@@ -80,7 +80,7 @@ async def test_nobody_else_may_read_it_whatever_the_umask(tmp_path: Path, umask:
     finally:
         os.umask(before)
     modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.glob("a/**/*") if path.is_file()}
-    assert len(modes) == 4  # the database, -wal, -shm, the marks
+    assert len(modes) == 5  # the database, -wal, -shm, the marks, the note of commits
     assert set(modes.values()) == {0o600}
     for directory in (tmp_path / "a", tmp_path / "a" / "b"):
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import anyio
@@ -15,8 +17,11 @@ from tinyllm.actors.mailbox import reply
 from tinyllm.actors.protocol import Ask, Durable, Put
 from tinyllm.actors.schedule import TraceSchedule, WriteNow
 from tinyllm.actors.writer import StorageWriter
+from tinyllm.core.way_back import WayBack
+from tinyllm.storage import framing
 from tinyllm.storage.contract import Delta, Outcome
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
+from tinyllm.storage.sqlite import seals as sqlite_seals
 from tinyllm.storage.sqlite.library import sqlite3
 
 BUSY = 0.02
@@ -113,3 +118,15 @@ def write_without_looking() -> None:
         for column in ("epoch", "rev"):
             statement = statement.replace(f"AND {column} = ", f"AND {column} >= ")
         setattr(write, name, statement)
+
+
+def no_checksum() -> None:
+    """Every row has the same checksum, whatever it says."""
+    without = SimpleNamespace(**{**vars(zlib), "crc32": lambda *_: 0})
+    vars(framing)["zlib"] = without
+    vars(sqlite_seals)["crc32"] = without.crc32
+
+
+def fall_back_past_effects() -> None:
+    """A damaged trace goes back as far as it must, without asking."""
+    WayBack.refuse_effects = lambda *_: None  # type: ignore[method-assign]

@@ -35,6 +35,8 @@ class Draft:
         self.changed: list[StateChange] = []
         self.ended: list[int] = []
         self.variables: list[VariableRow] = []
+        self.seqs = 0
+        """By how much the sum of the seqs of all rows of variables has grown."""
         self.steps: list[StepRow] = []
         self.task: str | None = None
         self.consumed: list[int] = []
@@ -73,6 +75,8 @@ class Draft:
         """Give a variable a new value, here and in `versions`."""
         self._variable += 1
         self.variables.append(VariableRow(self._variable, key, "full", self._variable, body))
+        before = versions.get(key)
+        self.seqs += self._variable - (0 if before is None else before.seqs)
         versions[key] = Version(self._variable, body)
 
     def append(self, versions: dict[str, Version], key: str, item: bytes, order: Order) -> None:
@@ -80,4 +84,5 @@ class Draft:
         self._variable += 1
         version = versions[key]
         self.variables.append(VariableRow(self._variable, key, "append", version.base, item, _encode_order(order)))
-        versions[key] = version.appended(order, item)
+        self.seqs += self._variable
+        versions[key] = version.appended(self._variable, order, item)

@@ -30,6 +30,22 @@ class TraceStarted:
 
 
 @attrs.frozen
+class FellBack:
+    """A trace was damaged, and goes on from its newest checkpoint that is whole.
+
+    `what` is damaged. `step`: where it goes on, of `reached`; `again`: what had ended since, by node, and runs again
+    (None: not known). `kept_as`: the id under which the damaged trace is kept, as `quarantined`.
+    """
+
+    trace_id: str
+    what: str
+    step: int
+    reached: int
+    again: Mapping[str, int] | None
+    kept_as: str
+
+
+@attrs.frozen
 class Planned:
     trace_id: str
     node_id: str
@@ -106,7 +122,8 @@ class TraceEnded:
 
 
 Event = (
-    TraceStarted
+    FellBack
+    | TraceStarted
     | Planned
     | NodeStarted
     | NodeFinished

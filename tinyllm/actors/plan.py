@@ -52,6 +52,7 @@ class Plan(Delivery):
         "_marks",
         "_messages",
         "_rev",
+        "_seqs",
         "_writes",
         "amplified",
         "began",
@@ -97,6 +98,8 @@ class Plan(Delivery):
         self._keeps_history = graph.history != 0
         self._marks = Marks()
         self._messages = 0
+        self._seqs = 0
+        """The sum of the seqs of all rows that the variables consist of."""
         self._arrivals: Counter[int] = Counter()
         """How many there are of each round in the frontier, open or fired."""
 
@@ -157,6 +160,7 @@ class Plan(Delivery):
         self._keeps_history = record.history != 0
         self._router = Router(self.graph, self.generation)
         self.versions = {key: Version.stored(rows) for key, rows in snapshot.variables.items()}
+        self._seqs = sum(version.seqs for version in self.versions.values())
         self._restore_frontier(snapshot, retry=retry)
         self._arrivals.update(row.activation for row in snapshot.arrivals)
 
@@ -388,6 +392,7 @@ class Plan(Delivery):
         if self._arrivals:
             for seq in draft.ended:
                 del self._arrivals[seq]  # a Counter does not mind where there is none
+        self._seqs += draft.seqs
         self.number += 1
         return Delta(
             trace=self.key,
@@ -403,6 +408,7 @@ class Plan(Delivery):
                 frontier=self.size,
                 arrivals=self._arrivals.total() if self._arrivals else 0,
                 variables=len(self.versions),
+                changes=self._seqs,
             ),
             messages=tuple(draft.messages),
             activations=tuple(draft.activations),

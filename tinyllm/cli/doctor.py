@@ -75,7 +75,9 @@ def _lines(found: Health) -> list[str]:
     more = len(found.problems) + len(found.damaged) - len(told)
     if more:
         lines.append(f"{'':<11}and {plural(more, 'other')}; --json has all")
-    if found.sound:
+    aside = [f"{each.trace_id}: {each.what}" for each in found.set_aside[:SHOWN]]
+    lines += [f"{'set aside' if at == 0 else '':<11}{line}" for at, line in enumerate(aside)]
+    if found.sound and not aside:
         lines.append("check      the file is whole, and every trace can be read")
     return lines
 
@@ -85,9 +87,9 @@ def _advice(found: Health, saved: Salvaged | None, target: Path | None) -> list[
         lines = [f"{plural(len(saved.copied), 'trace')} copied to {target}"]
         lines += [f"not copied: {trace_id}: {why}" for trace_id, why in saved.left.items()]
         return lines
-    if found.sound:
-        return []
     count = len(found.intact)
+    if found.sound or not count:
+        return []
     return [f"copy the {plural(count, 'trace')} that can be read to a new store with:", f"  {_salvage_line()}"]
 
 

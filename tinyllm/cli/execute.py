@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -84,6 +85,11 @@ def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, 
     is_flag=True,
     help="Take it from a process that lives, but is stopped or hangs. That one can write nothing more of it.",
 )
+@click.option(
+    "--rerun-effects",
+    is_flag=True,
+    help="Of a damaged trace: go back to a checkpoint that is whole also if nodes with effects then run again.",
+)
 @common_options
 def resume(
     trace: str,
@@ -91,6 +97,7 @@ def resume(
     graph: str | None,
     accept_graph_change: bool,
     take_over: bool,
+    rerun_effects: bool,
     **common: Any,
 ) -> None:
     """Go on with a trace that was interrupted, paused or failed.
@@ -112,7 +119,11 @@ def resume(
             record.trace_id,
             earlier,
             lambda executor: executor.resume_from_checkpoint(
-                record.trace_id, answers=named, accept_graph_change=accept_graph_change, take_over=take_over
+                record.trace_id,
+                answers=named,
+                accept_graph_change=accept_graph_change,
+                take_over=take_over,
+                rerun_effects=rerun_effects,
             ),
         )
 
@@ -193,10 +204,13 @@ def graph_of(record: TraceRecord, given: str | None) -> Graph:
 
 
 async def earlier_steps(storage: CheckpointStorage, trace_id: str) -> list[StepRow]:
-    """A trace's durable steps, in order."""
+    """A trace's durable steps, in order; of a damaged one, those before the damage."""
+    from tinyllm.errors import CheckpointDamaged
+
     steps: list[StepRow] = []
-    while page := await storage.steps(trace_id, after=steps[-1].step if steps else 0, limit=10_000):
-        steps += page
+    with suppress(CheckpointDamaged):
+        while page := await storage.steps(trace_id, after=steps[-1].step if steps else 0, limit=10_000):
+            steps += page
     return steps
 
 

@@ -11,6 +11,7 @@ import attrs
 from tinyllm.actors.events import (
     Committed,
     Event,
+    FellBack,
     NodeAnswered,
     NodeFailed,
     NodeFinished,
@@ -147,6 +148,8 @@ class Progress:
 
     def apply(self, event: Event, now: float) -> None:
         match event:
+            case FellBack():
+                """It says nothing of what is to be done."""
             case TraceStarted():
                 self.begun, self.started_at = event, now
                 self.pace.begin(now)

@@ -94,8 +94,12 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
             return text, lines, FAILED
         case e.StorageFailed():
             return text, [command_line("resume", error.trace_id)], FAILED
+        case e.RerunRefused():
+            return text, [command_line("resume", error.trace_id, "--rerun-effects")], FAILED
+        case e.TraceUnreadable():
+            return text, [command_line("doctor")], FAILED
         case e.CheckpointDamaged():
-            return text, [command_line("checkpoints", error.trace_id)], FAILED
+            return text, [command_line("resume", error.trace_id), command_line("checkpoints", error.trace_id)], FAILED
         case _:
             return text, [], FAILED
 

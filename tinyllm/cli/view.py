@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from tinyllm.actors.events import (
     Event,
+    FellBack,
     NodeAnswered,
     NodeFailed,
     NodePaused,
@@ -60,6 +61,9 @@ class View(ABC):
         now = self.clock()
         self.progress.apply(event, now)
         match event:
+            case FellBack():
+                for line in way_back(event):
+                    self.note(line)
             case TraceStarted():
                 for line in opening(event, self.origin):
                     self.note(line)
@@ -134,6 +138,20 @@ def opening(event: TraceStarted, origin: str | None = None) -> list[str]:
         lost = "how many were lost is not known" if event.lost is None else f"{event.lost:,} lost"
         first = f"resumed {event.trace_id}: kept {plural(event.kept, 'step')}, {event.again:,} run again, {lost}"
     return [first, *(f"  changed: {change}" for change in event.changes)]
+
+
+def way_back(event: FellBack) -> list[str]:
+    """What a start from an older checkpoint says, where the newest is damaged."""
+    if event.again is None:
+        again = "what runs again is not known"
+    elif event.again:
+        again = "run again: " + ", ".join(f"{node} ({count:,})" for node, count in event.again.items())
+    else:
+        again = "nothing that had ended runs again"
+    return [
+        f"{event.trace_id}: damaged at step {event.reached:,}: {event.what}",
+        f"  goes on from step {event.step:,}; {again}; the damaged trace is kept as {event.kept_as}",
+    ]
 
 
 class PlainView(View):

@@ -213,6 +213,11 @@ class Engine:
         if not self._busy:
             self._idle.set()
 
+    @property
+    def observed(self) -> bool:
+        """Whether anybody is told of events."""
+        return self._on_event is not None
+
     async def ended(self) -> None:
         """Wait until everything here has ended."""
         await self._ended.wait()

@@ -206,6 +206,7 @@ class Executor(anyio.AsyncContextManagerMixin):
         answers: Mapping[str, Any] | None = None,
         accept_graph_change: bool = False,
         take_over: bool = False,
+        rerun_effects: bool = False,
     ) -> TaskResponse:
         """Continue an interrupted trace, try a failed one again, or answer a paused one; of one that is completed or
         cancelled, return the stored outcome.
@@ -214,14 +215,21 @@ class Executor(anyio.AsyncContextManagerMixin):
         stopped or hangs. What that had not recorded is lost to it: it can write nothing more of this trace, and says
         so when it tries; but a node that it is running goes on, beside the same node here.
 
+        Where the trace is damaged, it goes on from its newest checkpoint that is whole: the event `FellBack` says from
+        which, and what runs again. What was damaged is kept under another id, `quarantined`. `rerun_effects`: also if
+        nodes with effects have run since, and run again, with the same keys.
+
         :raises QuestionNotOpen, AnswerRefused, AlreadyAnswered: as `answer()`.
         :raises TraceNotFound: naming ids that are near, and the store that was searched.
         :raises GraphChanged: the topology, a reducer or a node's version changed since, unless that is accepted.
         :raises NodeMissing: what must run next is no longer in the graph.
+        :raises RerunRefused: it is damaged, and nodes with effects would run again.
+        :raises TraceUnreadable: it is damaged, and no state of it is known.
         :raises TraceOwned, ExecutionError, StorageFailed: as `execute()`.
         """
         async with self._client() as client:
-            return await TraceCall(self.graph, client).resume(trace_id, accept_graph_change, answers, take_over)
+            call = TraceCall(self.graph, client)
+            return await call.resume(trace_id, accept_graph_change, answers, take_over, rerun_effects)
 
     async def fork(
         self,

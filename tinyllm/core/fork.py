@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import attrs
 
-from tinyllm.storage.contract import Delta, Marks, Snapshot, VariableRow
+from tinyllm.storage.contract import Delta, Marks, Snapshot, VariableRow, sum_of_changes
 
 
 def fork_delta(snapshot: Snapshot, variables: Mapping[str, bytes]) -> Delta:
@@ -51,7 +51,11 @@ def fork_delta(snapshot: Snapshot, variables: Mapping[str, bytes]) -> Delta:
             marks.arrival + len(arrivals),
             marks.variable + len(changed),
         ),
-        counts=attrs.evolve(counts, variables=counts.variables + len(variables.keys() - snapshot.variables.keys())),
+        counts=attrs.evolve(
+            counts,
+            variables=counts.variables + len(variables.keys() - snapshot.variables.keys()),
+            changes=sum_of_changes({**snapshot.variables, **{row.key: (row,) for row in changed}}.values()),
+        ),
         activations=activations,
         arrivals=arrivals,
         variables=changed,

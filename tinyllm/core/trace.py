@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,9 @@ from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
 from tinyllm.core.outside import carry_out, found, labels, leave_answers
 from tinyllm.core.store import check_trace_id, free_trace_id, new_trace_id
+from tinyllm.core.way_back import WayBack
 from tinyllm.errors import (
+    CheckpointDamaged,
     CheckpointNotFound,
     ConfigError,
     GraphChanged,
@@ -47,6 +50,7 @@ from tinyllm.storage.contract import (
     CheckpointStorage,
     Command,
     Delta,
+    FallBack,
     Fork,
     Snapshot,
     Status,
@@ -56,6 +60,8 @@ from tinyllm.storage.owners import is_owned, refuse_owned
 from tinyllm.storage.records import BY_HAND
 
 OWNER_POLL_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
 
 
 class TraceCall:
@@ -105,9 +111,15 @@ class TraceCall:
         accept_graph_change: bool,
         answers: Mapping[str, Any] | None = None,
         take_over: bool = False,
+        rerun_effects: bool = False,
     ) -> TaskResponse:
         """As `Executor.resume_from_checkpoint`."""
-        snapshot = await self._storage.load(trace_id)
+        try:
+            snapshot = await self._storage.load(trace_id)
+        except CheckpointDamaged as damage:
+            if answers:  # what was asked is asked again
+                raise
+            return await self._fall_back(damage, accept_graph_change, take_over, rerun_effects)
         self._check_own_graph(snapshot.record)
         if answers:
             await leave_answers(self._storage, trace_id, answers.items())
@@ -148,18 +160,40 @@ class TraceCall:
         snapshot = await self._storage.load(parent.trace_id, point.rev)
         noted = await self._check_graph(snapshot, accept_graph_change)
         name = child_id or await free_trace_id(self._storage, self._graph.id)
-        engine = self._client.engine
+        owner = self._client.engine.owner_id
         delta = fork_delta(snapshot, initial)
-        write = Fork(parent=parent.trace, rev=point.rev, trace_id=name, owner=engine.owner_id, first=delta)
-        self._client.trace_id = name
-        forked = await engine.ask(name, write, Admitted)
+        write = Fork(parent=parent.trace, rev=point.rev, trace_id=name, owner=owner, first=delta)
+        return await self._go(*await self._forked(write, noted), noted, again=0, lost=0)
+
+    async def _fall_back(
+        self, damage: CheckpointDamaged, accept_graph_change: bool, take_over: bool, rerun_effects: bool
+    ) -> TaskResponse:
+        """Go on with a damaged trace from its newest checkpoint that is whole, under its own id."""
+        good = await self._storage.load_intact(damage.trace_id)
+        self._check_own_graph(good.record)
+        noted = await self._check_graph(good, accept_graph_change)
+        if not take_over and (record := await self._unowned(good.record)) is not good.record:
+            return await self.resume(record.trace_id, accept_graph_change, rerun_effects=rerun_effects)  # it has moved
+        way = await WayBack.of(self._storage, good, damage)
+        if not rerun_effects:
+            way.refuse_effects(self._graph)
+        plan, snapshot = await self._forked(way.write(self._client.engine.owner_id), noted)
+        self._client.engine.emit(way.told)
+        if not self._client.engine.observed:
+            where = f"goes on from step {good.step}, and what was damaged is kept as {way.kept_as}"
+            logger.warning("trace %r was damaged (%s); it %s", damage.trace_id, damage.what, where)
+        return await self._go(plan, snapshot, noted, again=len(good.frontier), lost=0)
+
+    async def _forked(self, write: Fork | FallBack, noted: list[str]) -> tuple[Plan, Snapshot]:
+        """A fork that was made and is ours, ready to be executed."""
+        name = self._client.trace_id = write.trace_id
+        forked = await self._client.engine.ask(name, write, Admitted)
         epoch = forked.epoch
         if noted:  # the fork is recorded with its parent's graph
             with self._given_back(name, forked.trace, epoch):
                 epoch = (await self._acquire(forked.trace, name, epoch)).epoch
         with self._given_back(name, forked.trace, epoch):
-            plan, snapshot = await self._restored(name)
-        return await self._go(plan, snapshot, noted, again=0, lost=0)
+            return await self._restored(name)
 
     async def _point(self, trace_id: str, at: str | int) -> CheckpointRecord:
         """The checkpoint that `at` means: a step, a node that waited to run, or a label."""

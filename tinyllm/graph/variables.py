@@ -51,11 +51,20 @@ class Version:
     item, not the list. The object is decoded once, when first read, and lent to all readers.
     """
 
-    __slots__ = ("_items", "_value", "base", "body", "count")
+    __slots__ = ("_items", "_value", "base", "body", "count", "seqs")
 
-    def __init__(self, base: int, body: bytes, items: list[tuple[Order, bytes]] | None = None, count: int = 0) -> None:
+    def __init__(
+        self,
+        base: int,
+        body: bytes,
+        items: list[tuple[Order, bytes]] | None = None,
+        count: int = 0,
+        seqs: int | None = None,
+    ) -> None:
         self.base = base
         """The seq of the row that holds the full value."""
+        self.seqs = base if seqs is None else seqs
+        """The sum of the seqs of all its rows."""
         self.body = body
         self._items = [] if items is None else items
         self.count = count
@@ -68,14 +77,14 @@ class Version:
         version = cls(full.seq, full.body)
         for item in items:
             assert item.order is not None
-            version = version.appended(_decode_order(item.order), item.body)
+            version = version.appended(item.seq, _decode_order(item.order), item.body)
         return version
 
-    def appended(self, order: Order, item: bytes) -> Version:
-        """The next version. Only the newest version of a chain may be appended to; one that was made from it before,
-        and given up, is overwritten."""
+    def appended(self, seq: int, order: Order, item: bytes) -> Version:
+        """The next version, by the row `seq`. Only the newest version of a chain may be appended to; one that was made
+        from it before, and given up, is overwritten."""
         self._items[self.count :] = [(order, item)]
-        return Version(self.base, self.body, self._items, self.count + 1)
+        return Version(self.base, self.body, self._items, self.count + 1, self.seqs + seq)
 
     @property
     def value(self) -> Any:
@@ -97,10 +106,10 @@ class Version:
 
     def fresh(self) -> Version:
         """The same bytes, with an object of its own."""
-        return Version(self.base, self.body, self._items, self.count)
+        return Version(self.base, self.body, self._items, self.count, self.seqs)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Version, (self.base, self.body, self._items[: self.count], self.count)
+        return Version, (self.base, self.body, self._items[: self.count], self.count, self.seqs)
 
 
 _UNREAD = object()

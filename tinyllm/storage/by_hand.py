@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import anyio
@@ -40,6 +40,7 @@ from tinyllm.storage.contract import (
     TraceRecord,
     VariableRow,
     Write,
+    sum_of_changes,
 )
 from tinyllm.storage.owners import refuse_owned
 from tinyllm.storage.records import (
@@ -206,8 +207,7 @@ def _difference(
     messages = _new(said, context.messages, _content, record.trace_id, "messages")
     nodes = _new(StoredNodes(place, visited(snapshot)), context.visited_nodes, str, record.trace_id, "visited nodes")
     base = snapshot.following()
-    known = {key: Version.stored(rows).captured for key, rows in snapshot.variables.items()}
-    return _grown(base, context, messages, nodes, variables, known, by_hand=by_hand)
+    return _grown(base, context, messages, nodes, variables, snapshot.variables, by_hand=by_hand)
 
 
 def _grown(
@@ -216,17 +216,18 @@ def _grown(
     messages: Sequence[Message],
     nodes: Sequence[str],
     variables: dict[str, bytes],
-    known: dict[str, bytes],
+    there: Mapping[str, Sequence[VariableRow]],
     *,
     by_hand: bool,
 ) -> Delta:
-    """`base` with new messages, newly visited nodes, and what the variables are where that is not `known`."""
+    """`base` with new messages, newly visited nodes, and what the variables are where that is not `there` yet."""
     marks, counts, now = base.marks, base.counts, time.time()
     total, visits = len(context.messages), len(context.visited_nodes)
     said = tuple(
         MessageRow(seq, message.source_node, 0, encode_message(message, f"context.messages[{at}]"))
         for seq, (at, message) in enumerate(enumerate(messages, total - len(messages)), marks.message + 1)
     )
+    known = {key: Version.stored(rows).captured for key, rows in there.items()}
     changed = [(key, body) for key, body in variables.items() if known.get(key) != body]
     gone = sorted(known.keys() - variables.keys())
     rows = (
@@ -236,6 +237,7 @@ def _grown(
             for seq, key in enumerate(gone, marks.variable + len(changed) + 1)
         ),
     )
+    now_there = {**there, **{row.key: [row] for row in rows}}
     return attrs.evolve(
         base,
         step=max(context.step_count, visits) if by_hand else visits,
@@ -245,7 +247,12 @@ def _grown(
             marks.arrival,
             marks.variable + len(rows),
         ),
-        counts=attrs.evolve(counts, messages=counts.messages + len(said), variables=len(variables)),
+        counts=attrs.evolve(
+            counts,
+            messages=counts.messages + len(said),
+            variables=len(variables),
+            changes=sum_of_changes(rows for key, rows in now_there.items() if key in variables),
+        ),
         messages=said,
         variables=rows,
         steps=tuple(StepRow(step, 0, node, now, 0.0) for step, node in enumerate(nodes, visits - len(nodes) + 1)),

@@ -8,7 +8,7 @@ number is not above the checkpoint's mark and, for an activation, when it had no
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal, Protocol, TypeVar
 
 import attrs
@@ -153,6 +153,11 @@ class VariableRow:
     order: bytes | None = None
 
 
+def sum_of_changes(variables: Iterable[Sequence[VariableRow]]) -> int:
+    """What `Counts.changes` is of variables that consist of these rows."""
+    return sum(row.seq for rows in variables for row in rows)
+
+
 @record
 class StepRow:
     """A finished activation. `ended_at` is UTC seconds since 1970."""
@@ -177,6 +182,9 @@ class Counts:
     arrivals: int = 0
     """Of the rounds in the frontier."""
     variables: int = 0
+    changes: int | None = 0
+    """The sum of the seqs of all rows that the variables consist of: which is another one where an older change stands
+    in for the newest. None: an older version did not say."""
 
     def shown(self, window: int | None) -> int:
         """How many messages of a history with that window are shown; None: all are kept."""
@@ -281,6 +289,29 @@ class Fork:
     first: Delta
 
 
+@attrs.frozen(kw_only=True)
+class FallBack:
+    """Have the damaged trace `trace` go on from its checkpoint `rev`: what it was is `quarantined` from now on, under
+    the id `kept_as` and with `error`, and a fork of it at `rev` has its id.
+
+    `first` is as in `Fork`. -> `Admitted`; `OwnershipLost` if its epoch is not `epoch` any more, `TraceExists` if there
+    is one called `kept_as`, or `CheckpointNotFound`.
+    """
+
+    trace: int
+    trace_id: str
+    epoch: int
+    rev: int
+    kept_as: str
+    error: bytes
+    owner: str | None
+    first: Delta
+
+    @property
+    def fork(self) -> Fork:
+        return Fork(parent=self.trace, rev=self.rev, trace_id=self.trace_id, owner=self.owner, first=self.first)
+
+
 @record
 class Append:
     """Add a delta. Written only if the trace's epoch is the delta's and its rev is one below: -> `Appended`, or
@@ -376,7 +407,7 @@ class Delete:
     trace: int
 
 
-Write = Admit | Fork | Append | Acquire | Release | Leave | Label | Drop | Prune | Delete
+Write = Admit | Fork | FallBack | Append | Acquire | Release | Leave | Label | Drop | Prune | Delete
 
 
 @attrs.frozen
@@ -615,6 +646,14 @@ class CheckpointStorage(DirectUse, ABC):
         :raises TraceNotFound: no such trace.
         :raises CheckpointNotFound: `rev` has no checkpoint.
         :raises CheckpointDamaged: a row has other bytes than were written, or is missing.
+        """
+
+    @abstractmethod
+    async def load_intact(self, trace_id: str) -> Snapshot:
+        """The state at the newest kept checkpoint that can be read. (Older states are as `load` returns them.)
+
+        :raises TraceNotFound: no such trace.
+        :raises CheckpointDamaged: its own record is damaged, or none of its checkpoints can be read.
         """
 
     @abstractmethod

@@ -32,6 +32,7 @@ from tinyllm.storage.contract import (
     Delta,
     Done,
     Drop,
+    FallBack,
     Fork,
     HighWater,
     Label,
@@ -111,6 +112,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 return Done()
             case Fork():
                 return self._fork(write, now)
+            case FallBack():
+                return self._fall_back(write, now)
             case Leave():
                 return self._leave(write, now)
             case Label():
@@ -194,6 +197,23 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         )
         task = write.first.task or parent.task_at(start.rev)
         return self._begin(child, attrs.evolve(write.first, task=task), now)
+
+    def _fall_back(self, write: FallBack, now: float) -> Outcome:
+        trace = self._traces.get(write.trace)
+        if write.kept_as in self._keys:
+            return TraceExists(write.kept_as)
+        if trace is None or trace.epoch != write.epoch:
+            return OwnershipLost(write.trace_id)
+        del self._keys[write.trace_id]
+        outcome = self._fork(write.fork, now)
+        if not isinstance(outcome, Admitted):
+            self._keys[write.trace_id] = trace.key
+            return outcome
+        self._keys[write.kept_as] = trace.key
+        trace.trace_id, trace.status, trace.owner, trace.error = write.kept_as, "quarantined", None, write.error
+        trace.epoch += 1
+        trace.updated_at = now
+        return outcome
 
     def _begin(self, trace: Trace, first: Delta, now: float) -> Admitted:
         self._traces[trace.key] = trace
@@ -290,6 +310,9 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
         return self._reading.load(trace_id, rev)
+
+    async def load_intact(self, trace_id: str) -> Snapshot:
+        return await self.load(trace_id)
 
     async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
         return self._reading.checkpoints(trace_id, limit, offset)

@@ -8,6 +8,7 @@ from tinyllm.errors import AlreadyAnswered, TraceEnded
 from tinyllm.storage.contract import TERMINAL, Leave, Left
 from tinyllm.storage.framing import encode
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.seals import seal
 
 ANSWERED = "UPDATE commands SET consumed = 1, body = NULL WHERE id = ? AND trace = ? AND kind = 'answer'"
 CARRIED_OUT = "DELETE FROM commands WHERE id = ? AND trace = ? AND kind != 'answer'"
@@ -20,10 +21,10 @@ FORGET_ANSWERS = "DELETE FROM commands WHERE trace = ? AND kind = 'answer' AND a
 
 _STATUS = "SELECT status FROM traces WHERE key = ? AND trace_id IS NOT NULL"
 _SAME = "SELECT id FROM commands WHERE trace = ? AND kind = ? AND activation IS ? AND name IS ?"
-_LEAVE = "INSERT INTO commands (trace, kind, activation, name, body, created_at) VALUES (?, ?, ?, ?, ?, ?)"
+_LEAVE = "INSERT INTO commands (trace, kind, activation, name, body, crc, created_at) VALUES (?, ?, ?, ?, ?, ?, ?)"
 # By way of the few that wait, not of the many traces that an owner may have.
 _LEFT = """
-SELECT t.trace_id, c.id, c.trace, c.kind, c.activation, c.name, c.body, c.created_at
+SELECT t.trace_id, c.id, c.trace, c.kind, c.activation, c.name, c.body, c.created_at, c.crc
 FROM commands c INDEXED BY commands_left CROSS JOIN traces t ON t.key = c.trace
 WHERE c.consumed = 0 AND t.trace_id IS NOT NULL
 """
@@ -43,7 +44,7 @@ def leave(connection: sqlite3.Connection, write: Leave, now: float) -> Left | Tr
     same = connection.execute(_SAME, what).fetchone()
     if same is None:
         body = None if write.body is None else encode(write.body)
-        return Left(connection.execute(_LEAVE, (*what, body, now)).lastrowid or 0)
+        return Left(connection.execute(_LEAVE, (*what, body, seal((*what, body)), now)).lastrowid or 0)
     return AlreadyAnswered(write.trace_id, write.name or "") if write.kind == "answer" else Left(same[0])
 
 

@@ -38,6 +38,8 @@ def translated(path: Path) -> Iterator[None]:
         yield
     except sqlite3.Error as error:
         raise translate(error, path) from error
+    except UnicodeDecodeError as error:  # SQLite quotes what it found, and that is no text
+        raise DatabaseCorrupt(str(path), "its schema cannot be read") from error
 
 
 def translate(error: sqlite3.Error, path: Path) -> StorageError:
@@ -49,6 +51,11 @@ def translate(error: sqlite3.Error, path: Path) -> StorageError:
     if code in _REMEDIES:
         return StoragePathError(str(path), _REMEDIES[code].format(detail=error))
     return StorageError(f"{path}: {error}")
+
+
+def is_no_text(error: Exception) -> bool:
+    """Whether what failed was to read a text that is none."""
+    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
 
 
 def is_locked(error: sqlite3.Error) -> bool:

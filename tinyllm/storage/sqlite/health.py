@@ -10,13 +10,15 @@ from pathlib import Path
 
 import attrs
 
-from tinyllm.errors import CheckpointDamaged, DatabaseCorrupt, StorageError
+from tinyllm.errors import CheckpointDamaged, CommitsMissing, DatabaseCorrupt, StorageError, StoragePathError
 from tinyllm.storage.contract import Owner, Status
 from tinyllm.storage.sqlite import owned
+from tinyllm.storage.sqlite.commits import acknowledged, refuse_missing
 from tinyllm.storage.sqlite.database import FILE_NAME, check_version, connect_reader
 from tinyllm.storage.sqlite.faults import translated
 from tinyllm.storage.sqlite.library import has_wal_reset_bug, sqlite3
 from tinyllm.storage.sqlite.load import Loader
+from tinyllm.storage.sqlite.schema import VERSION
 from tinyllm.storage.sqlite.store import SQLiteCheckpointStorage
 
 PAGE = 1000
@@ -53,11 +55,13 @@ class Health:
     free_bytes: int
     """Of the database, not in use: it goes back to the disk when pruning has time."""
     problems: tuple[str, ...]
-    """What SQLite's own check finds wrong with the file."""
+    """What is wrong with the file as a whole: what SQLite's own check finds, and whether its end is missing."""
     holders: tuple[Holder, ...]
     traces: dict[Status, int]
     """How many are in each status."""
     damaged: tuple[Damaged, ...]
+    set_aside: tuple[Damaged, ...]
+    """Those whose work has gone on under their own ids, and which are quarantined."""
 
     intact: tuple[str, ...]
     """The ids of all traces that can be read."""
@@ -70,27 +74,31 @@ class Health:
 def examine(directory: Path) -> Health:
     """Read the store in `directory`, whole, and change nothing.
 
-    :raises StoragePathError: there is none, or it cannot be opened.
+    :raises StoragePathError: there is none, it cannot be opened, or an older version wrote it.
     :raises DatabaseTooNew: a newer version wrote it.
     """
     path = directory / FILE_NAME
     check_version(path)
+    noted = acknowledged(directory)
     with translated(path), closing(connect_reader(path)) as connection:
         connection.execute("BEGIN")  # one view of all that is read
         (journal_mode,) = connection.execute("PRAGMA journal_mode").fetchone()
         (schema,) = connection.execute("PRAGMA user_version").fetchone()
+        if schema < VERSION:
+            raise StoragePathError(str(path), "an older version wrote it; list its traces once, then ask again")
         (free,) = connection.execute("PRAGMA freelist_count").fetchone()
         (page,) = connection.execute("PRAGMA page_size").fetchone()
         reader = Loader(connection, directory, SQLiteCheckpointStorage(directory))
         statuses: Counter[Status] = Counter()
         intact: list[str] = []
         damaged: list[Damaged] = []
+        set_aside: list[Damaged] = []
         for trace_id, status in _traces(reader):
             statuses[status] += 1
-            if (what := _damage(reader, trace_id, path)) is not None:
-                damaged.append(Damaged(trace_id, what))
-            else:
+            if (what := _damage(reader, trace_id, path)) is None:
                 intact.append(trace_id)
+            else:
+                (set_aside if status == "quarantined" else damaged).append(Damaged(trace_id, what))
         return Health(
             path=str(path),
             sqlite=sqlite3.sqlite_version,
@@ -100,10 +108,11 @@ def examine(directory: Path) -> Health:
             database_bytes=_size(path),
             wal_bytes=_size(Path(f"{path}-wal")),
             free_bytes=free * page,
-            problems=_problems(connection, path),
+            problems=_problems(connection, path, noted),
             holders=tuple(_holders(connection)),
             traces=dict(statuses),
             damaged=tuple(damaged),
+            set_aside=tuple(set_aside),
             intact=tuple(intact),
         )
 
@@ -128,7 +137,9 @@ def _damage(reader: Loader, trace_id: str, path: Path) -> str | None:
             after = 0
             while messages := reader.messages(trace_id, None, after, PAGE):
                 after = messages[-1].seq
-            _read_steps(reader, trace_id)
+            ended = 0
+            while steps := reader.steps(trace_id, ended, PAGE):
+                ended += len(steps)
     except CheckpointDamaged as error:
         return f"{error.what}, step {error.step}" if error.step is not None else error.what
     except DatabaseCorrupt as error:
@@ -138,25 +149,19 @@ def _damage(reader: Loader, trace_id: str, path: Path) -> str | None:
     return None
 
 
-def _read_steps(reader: Loader, trace_id: str) -> None:
-    made, after = reader.found(trace_id).step, 0
-    while steps := reader.steps(trace_id, after, PAGE):
-        for step in steps:
-            after += 1
-            if step.step != after:
-                raise CheckpointDamaged(trace_id, after, "the record of a step is missing")
-    if after != made:
-        raise CheckpointDamaged(trace_id, after + 1, "the record of a step is missing")
-
-
-def _problems(connection: sqlite3.Connection, path: Path) -> tuple[str, ...]:
+def _problems(connection: sqlite3.Connection, path: Path, noted: int) -> tuple[str, ...]:
     found: list[str] = []
+    try:
+        with translated(path):
+            refuse_missing(path.parent, noted, *connection.execute("SELECT number FROM transactions").fetchone())
+    except CommitsMissing as error:
+        found.append(str(error))
     try:
         with translated(path):
             found += (row[0] for row in connection.execute(f"PRAGMA integrity_check({PAGE})"))
     except DatabaseCorrupt as error:  # the check itself could not go on
         found.append(error.detail)
-    return () if found == ["ok"] else tuple(found)
+    return tuple(problem for problem in found if problem != "ok")
 
 
 def _holders(connection: sqlite3.Connection) -> Iterator[Holder]:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import attrs
 
-from tinyllm.errors import CheckpointDamaged
+from tinyllm.errors import CheckpointDamaged, TraceUnreadable
 from tinyllm.storage.contract import (
     ActivationRow,
     ActivationState,
@@ -15,21 +16,23 @@ from tinyllm.storage.contract import (
     Snapshot,
     TraceRecord,
     VariableRow,
+    sum_of_changes,
 )
 from tinyllm.storage.framing import Frame
-from tinyllm.storage.sqlite.read import Catalog, Point, Segment, unframed, verified
-from tinyllm.storage.sqlite.rows import message_checksum, path_of
+from tinyllm.storage.sqlite.read import Catalog, Point, Segment, legible, unframed, verified
+from tinyllm.storage.sqlite.rows import path_of
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
+from tinyllm.storage.sqlite.seals import activation_seal, arrival_seal, message_seal, seal
 
 _ACTIVATION = """
 SELECT id, hash, node, message, item, path, depth, state, attempts, error,
-       tries, due, progress, asked, fired_rev, fired_hash, fired_depth
+       tries, due, progress, asked, fired_rev, fired_hash, fired_depth, done_rev, crc, changed_crc, fired_crc
 FROM activations
 """
 # Left to itself, SQLite would walk through all rows of the trace: it knows that `id` is the row's own.
 _LIVE = f"{_ACTIVATION} INDEXED BY activations_live WHERE id BETWEEN ? AND ? AND done_rev IS NULL ORDER BY id"
 _LIVED = f"{_ACTIVATION} WHERE id BETWEEN ? AND ? AND (done_rev IS NULL OR done_rev > ?) ORDER BY id"
-_ARRIVALS = "SELECT id, message, hash, path, depth FROM arrivals WHERE activation = ? AND id <= ?"
+_ARRIVALS = "SELECT id, activation, message, hash, path, depth, crc FROM arrivals WHERE activation = ? AND id <= ?"
 _MESSAGE = "SELECT id, node, history, consumers, body, crc FROM messages"
 _ONE = f"{_MESSAGE} WHERE id = ?"
 _HISTORY = f"{_MESSAGE} WHERE id BETWEEN ? AND ? AND history > ? ORDER BY id LIMIT ?"
@@ -57,7 +60,10 @@ class Loader(Catalog):
 
     def load(self, trace_id: str, rev: int | None) -> Snapshot:
         record = self.found(trace_id)
-        point = self.point(record, rev)
+        return self._load(record, self.point(record, rev))
+
+    @legible
+    def _load(self, record: TraceRecord, point: Point) -> Snapshot:
         segments = self.segments(record, point)
         frontier = self._frontier(record, point, segments[0])
         if len(frontier) != point.counts.frontier:
@@ -68,6 +74,8 @@ class Loader(Catalog):
         variables = self._variables(record, point, segments)
         if len(variables) != point.counts.variables:
             raise _short(record, point, "variables", len(variables), point.counts.variables)
+        if point.counts.changes not in (None, sum_of_changes(variables.values())):
+            raise CheckpointDamaged(record.trace_id, point.step, "the newest change of a variable is missing")
         said = self._said(segments, point.marks.message)
         if said != point.counts.messages and point.counts.shown(record.history):
             raise _short(record, point, "messages of the history", said, point.counts.messages)
@@ -90,6 +98,14 @@ class Loader(Catalog):
             tokens_out=point.tokens_out,
         )
 
+    def load_intact(self, trace_id: str) -> Snapshot:
+        record = self.found(trace_id, forgiving=True)
+        for rev in self.revs(record):
+            with suppress(CheckpointDamaged):
+                return self._load(record, self.point(record, rev))
+        raise TraceUnreadable(trace_id, None, "none of its checkpoints can be read")
+
+    @legible
     def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]:
         record = self.found(trace_id)
         point = self.point(record, rev)
@@ -108,7 +124,7 @@ class Loader(Catalog):
                     raise _lost(record, point, number)
                 # What nearly every message is, without a call for each thing that could be wrong with it.
                 body = frame.encode() if type(frame) is str else None
-                if body is not None and message_checksum(id_, node, history, consumers, body) == crc:
+                if body is not None and message_seal(id_, node, history, consumers, body) == crc:
                     found.append(MessageRow(id_ & LAST, node, consumers, body))
                 else:
                     found.append(_message_row(row, record, point))
@@ -128,7 +144,7 @@ class Loader(Catalog):
     def _arrivals(self, frontier: list[ActivationRow], point: Point, record: TraceRecord) -> list[ArrivalRow]:
         first = record.trace << SHIFT
         found = [
-            ArrivalRow(row[0] & LAST, round_.seq, row[1], row[2], path_of(row[3]), row[4])
+            _arrival(row, record, point)
             for round_ in frontier
             if round_.message is None
             for row in self.connection.execute(_ARRIVALS, (first | round_.seq, first | point.marks.arrival))
@@ -184,13 +200,25 @@ class Loader(Catalog):
             if base > part.low.variable:
                 break
         chain = tuple(_variable_row(row, record, point) for row in rows)
-        if chain[0].kind != "full":
+        if not chain or chain[0].kind != "full":
             raise CheckpointDamaged(record.trace_id, point.step, f"the start of variable {key!r} is missing")
         return chain
 
 
 def _activation(row: tuple[Any, ...], record: TraceRecord, point: Point) -> ActivationRow:
-    id_, hash_, node, message, item, path, depth, *now, fired, fired_hash, fired_depth = row
+    id_, hash_, node, message, item, path, depth, state, attempts, error, tries, due, progress, asked, *later = row
+    fired, fired_hash, fired_depth, done, crc, changed_crc, fired_crc = later
+    change = (id_, state, attempts, error, tries, due, progress, asked)
+    plain = ("buffered" if fired is None else "planned", 0, None, 0, None, None, None)
+    firing = (id_, fired, fired_hash, fired_depth)
+    if (
+        crc != activation_seal(id_, hash_, node, message, item, path, depth, fired != 0)
+        or (changed_crc != seal(change) and (changed_crc is not None or change[1:] != plain))
+        or fired_crc != (seal(firing) if fired else None)
+        or (done is not None and done <= point.rev)  # an index led here
+    ):
+        what = f"activation {id_ & LAST}, of node {node!r}, does not say what was written"
+        raise CheckpointDamaged(record.trace_id, point.step, what)
     state_then: ActivationState
     if fired is None or fired > point.rev:
         state_then = "buffered"
@@ -205,7 +233,6 @@ def _activation(row: tuple[Any, ...], record: TraceRecord, point: Point) -> Acti
     def body(frame: Frame | None, what: str) -> bytes | None:
         return None if frame is None else unframed(frame, record.trace_id, point.step, f"the {what} of node {node!r}")
 
-    state, attempts, error, tries, due, progress, asked = now
     return attrs.evolve(
         then,
         state=state,
@@ -216,6 +243,14 @@ def _activation(row: tuple[Any, ...], record: TraceRecord, point: Point) -> Acti
         progress=body(progress, "progress"),
         asked=body(asked, "questions"),
     )
+
+
+def _arrival(row: tuple[Any, ...], record: TraceRecord, point: Point) -> ArrivalRow:
+    id_, activation, message, hash_, path, depth, crc = row
+    if crc != arrival_seal(id_, activation, message, hash_, path, depth):
+        what = f"arrival {id_ & LAST} at a join does not say what was written"
+        raise CheckpointDamaged(record.trace_id, point.step, what)
+    return ArrivalRow(id_ & LAST, activation & LAST, message, hash_, path_of(path), depth)
 
 
 def _message_row(row: tuple[Any, ...], record: TraceRecord, point: Point) -> MessageRow:

@@ -23,6 +23,7 @@ from tinyllm.storage.in_use import in_use
 from tinyllm.storage.sqlite.commands import FORGET_ANSWERS
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
+from tinyllm.storage.sqlite.seals import notes_seal, seal_trace
 
 _SLICE_SECONDS = 0.02
 """How long one transaction goes on dropping what a deleted trace left; bodies are of any size, so rows say little."""
@@ -42,7 +43,8 @@ _BETWEEN = "SELECT count(*) FROM checkpoints WHERE id BETWEEN ? AND ?"
 _NEWER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id > ? AND id <= ? ORDER BY id LIMIT 1"
 _NEWEST_PINNED = f"SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND pins > 0 ORDER BY id DESC LIMIT 1"
 _DROP = "DELETE FROM checkpoints WHERE id BETWEEN ? AND ?"
-_ADD_TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
+_LABEL = "SELECT label FROM checkpoints WHERE id = ?"
+_ADD_TASK = "UPDATE checkpoints SET task = ?, notes_crc = ? WHERE id = ?"
 _PINS = """
 SELECT pins FROM checkpoints WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
 """
@@ -131,6 +133,7 @@ def drop(connection: sqlite3.Connection, trace: int, trace_id: str, checkpoint: 
 def delete(connection: sqlite3.Connection, trace: int) -> None:
     """Make `trace` invisible, and drop a first slice of what deleted traces left; `purge` drops the rest."""
     if connection.execute(_HIDE, (trace,)).rowcount:
+        seal_trace(connection, trace)
         purge(connection)
 
 
@@ -205,7 +208,8 @@ def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, l
         older = _point(before_it) if before_it else origin
         connection.execute(_DROP, (start.id, end.id))
         if task is not None and newer.task is None:
-            connection.execute(_ADD_TASK, (task, newer.id))
+            (label,) = connection.execute(_LABEL, (newer.id,)).fetchone()
+            connection.execute(_ADD_TASK, (task, notes_seal(newer.id, label, task), newer.id))
         if window is not None:
             _forget_history(connection, trace, older, newer, window)
         _forget_variables(connection, trace, older, start, newer)

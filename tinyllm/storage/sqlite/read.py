@@ -6,13 +6,14 @@ All of it is read with the connection that is given; whoever gives it has opened
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import attrs
 
-from tinyllm.errors import CheckpointDamaged, CheckpointNotFound, TraceNotFound
+from tinyllm.errors import CheckpointDamaged, CheckpointNotFound, DatabaseCorrupt, TraceNotFound, TraceUnreadable
 from tinyllm.storage import high_water, near
 from tinyllm.storage.contract import (
     CheckpointRecord,
@@ -25,15 +26,23 @@ from tinyllm.storage.contract import (
     TraceRecord,
 )
 from tinyllm.storage.framing import Frame, FrameDamaged, checksum, decode
+from tinyllm.storage.records import BY_HAND
+from tinyllm.storage.sqlite import seals
 from tinyllm.storage.sqlite.commands import left
+from tinyllm.storage.sqlite.database import FILE_NAME
+from tinyllm.storage.sqlite.faults import is_no_text
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 
-_TRACE = """
-SELECT t.key, t.trace_id, t.graph_id, t.graph_version, t.graph_path, t.fingerprint, t.task_digest,
-       t.status, t.step, t.rev, t.epoch, t.owner, p.trace_id AS parent, t.parent_rev, t.parent_step,
-       t.created_at, t.updated_at, t.error, t.last_task, t.history, t.graph
+T = TypeVar("T")
+C = TypeVar("C")
+Subject = TypeVar("Subject", str, TraceRecord)
+Args = ParamSpec("Args")
+
+_SEALED = ", ".join(f"t.{column.strip()}" for column in seals.TRACE.split(","))
+_TRACE = f"""
+SELECT t.crc, {_SEALED}, t.status, t.step, t.rev, t.epoch, t.owner, t.updated_at, t.error, t.error_crc, p.trace_id
 FROM traces t LEFT JOIN traces p ON p.key = t.parent
 """
 _BY_ID = f"{_TRACE} WHERE t.trace_id = ?"
@@ -46,20 +55,16 @@ WHERE t.trace_id IS NOT NULL AND substr(t.trace_id, 1, length(:prefix)) = :prefi
 ORDER BY t.updated_at DESC, t.key DESC LIMIT :limit OFFSET :offset
 """
 _IDS = "SELECT trace_id FROM traces WHERE trace_id IS NOT NULL ORDER BY key DESC LIMIT ?"
+_UNINDEXED = "SELECT 1 FROM traces NOT INDEXED WHERE trace_id = ?"
 _NAME = "SELECT trace_id FROM traces WHERE key = ?"
-_SEGMENT = """
-SELECT parent, parent_step, low_message, low_activation, low_arrival, low_variable FROM traces WHERE key = ?
-"""
+_SEGMENT = f"SELECT crc, {seals.TRACE} FROM traces WHERE key = ?"
 _DEFINITION = """
 SELECT g.digest, g.body, g.crc FROM traces t LEFT JOIN graphs g ON g.digest = t.graph WHERE t.trace_id = ?
 """
 
-_POINT = """
-SELECT id, step, status, node, created_at, label, message, activation, arrival, variable,
-       messages, frontier, arrivals, variables, generation, generation_step, elapsed, tokens_in, tokens_out
-FROM checkpoints
-"""
+_POINT = f"SELECT crc, notes_crc, label, task, {seals.CHECKPOINT} FROM checkpoints"
 _POINTS = f"{_POINT} WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ? OFFSET ?"
+_REVS = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC"
 _AT_STEP = f"{_POINT} WHERE id BETWEEN ? AND ? AND step = ? ORDER BY id DESC LIMIT 1"
 _KEPT_STEPS = "SELECT DISTINCT step FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY step"
 # An activation waited from the delta that planned it (a join: that fired it) to the one before that which ended it.
@@ -69,9 +74,12 @@ SELECT id, fired_rev, done_rev FROM activations
 WHERE id BETWEEN ? AND ? AND node = ? AND fired_rev IS NOT NULL ORDER BY coalesce(done_rev, ?) DESC
 """
 _STEPS = """
-SELECT id, activation, node, ended_at, duration_ms, attempts, status FROM steps
+SELECT id, activation, node, ended_at, duration_ms, attempts, status, crc FROM steps
 WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?
 """
+
+_APART: tuple[Status, ...] = ("running", "interrupted", "quarantined")
+"""What a trace may be without its newest checkpoint saying so: it was taken up, or taken out of service."""
 
 
 @attrs.frozen
@@ -105,6 +113,22 @@ class Segment:
     high_step: int
 
 
+def legible(read: Callable[Concatenate[C, Subject, Args], T]) -> Callable[Concatenate[C, Subject, Args], T]:
+    """Have a reading of a trace, which is its first argument, say whose text cannot be read."""
+
+    @wraps(read)
+    def reading(self: C, subject: Subject, /, *args: Args.args, **named: Args.kwargs) -> T:
+        try:
+            return read(self, subject, *args, **named)
+        except sqlite3.OperationalError as error:
+            if not is_no_text(error):
+                raise
+            trace_id = subject if isinstance(subject, str) else subject.trace_id
+            raise CheckpointDamaged(trace_id, None, "a text of it cannot be read") from error
+
+    return reading
+
+
 class Catalog:
     """What there is: traces, their checkpoints and steps. All in one transaction of `connection`.
 
@@ -120,18 +144,26 @@ class Catalog:
 
     # -- traces ------------------------------------------------------------------------------------------------
 
+    @legible
     def trace(self, trace_id: str) -> TraceRecord | None:
         row = self.connection.execute(_BY_ID, (trace_id,)).fetchone()
-        return self._record(row) if row else None
+        return self._record(row, trace_id) if row else None
 
-    def found(self, trace_id: str) -> TraceRecord:
-        """:raises TraceNotFound: with the ids that look like it."""
-        record = self.trace(trace_id)
-        if record is None:
+    @legible
+    def found(self, trace_id: str, *, forgiving: bool = False) -> TraceRecord:
+        """`forgiving`: a damaged error is none.
+
+        :raises TraceNotFound: with the ids that look like it.
+        """
+        row = self.connection.execute(_BY_ID, (trace_id,)).fetchone()
+        if row is None:
             raise self.missing(trace_id)
-        return record
+        return self._record(row, trace_id, forgiving=forgiving)
 
     def missing(self, trace_id: str) -> TraceNotFound:
+        """:raises DatabaseCorrupt: it is there, and the index does not lead to it."""
+        if self.connection.execute(_UNINDEXED, (trace_id,)).fetchone() is not None:
+            raise DatabaseCorrupt(str(self._directory / FILE_NAME), f"trace {trace_id!r} is missing from an index")
         ids = self.connection.execute(_IDS, (near.AMONG,))
         return near.not_found(trace_id, str(self._directory), (name for (name,) in ids))
 
@@ -147,8 +179,9 @@ class Catalog:
             "limit": limit,
             "offset": offset,
         }
-        return [self._record(row) for row in self.connection.execute(_LISTED, values).fetchall()]
+        return [self._record(row, None) for row in self.connection.execute(_LISTED, values).fetchall()]
 
+    @legible
     def definition(self, trace_id: str) -> bytes:
         row = self.connection.execute(_DEFINITION, (trace_id,)).fetchone()
         if row is None:
@@ -158,36 +191,49 @@ class Catalog:
             raise CheckpointDamaged(trace_id, None, "the definition of its graph is missing")
         return verified(body, crc, (digest,), trace_id, None, "the definition of its graph")
 
-    def _record(self, row: tuple[Any, ...]) -> TraceRecord:
-        key, epoch, owner, status, error = row[0], row[10], row[11], row[7], row[17]
+    def _record(self, row: tuple[Any, ...], asked: str | None, *, forgiving: bool = False) -> TraceRecord:
+        """`asked`: the id of the trace that was asked for. A list, which asked for none, shows what is there, that of a
+        damaged trace too."""
+        crc, *sealed, status, step, rev, epoch, owner, updated_at, error, error_crc, parent = row
+        key, trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task, *rest = sealed
+        history, created_at, _, parent_rev, parent_step, *_ = rest
+        if asked is not None and seals.seal(sealed) != crc:
+            raise TraceUnreadable(asked, None, "its record does not say what was written")
         lease = self._known().get(owner)
         living = lease.alive if lease else False
         return TraceRecord(
             trace=key,
-            trace_id=row[1],
-            graph_id=row[2],
-            graph_version=row[3],
-            graph_path=row[4],
-            fingerprint=row[5],
-            definition_digest=row[20].hex(),
-            task_digest=row[6],
-            last_task=row[18],
-            history=row[19],
+            trace_id=trace_id,
+            graph_id=graph_id,
+            graph_version=graph_version,
+            graph_path=graph_path,
+            fingerprint=fingerprint,
+            definition_digest=graph.hex(),
+            task_digest=task_digest,
+            last_task=last_task,
+            history=history,
             status="interrupted" if status == "running" and living is False else status,
-            step=row[8],
-            rev=row[9],
+            step=step,
+            rev=rev,
             epoch=epoch,
             owner=lease.owner if lease else None,
             owner_beat=lease.beat if lease else 0,
             owner_alive=living,
             high_water=self._noted(owner).get((key, epoch)) if owner else None,
-            parent=row[12],
-            parent_rev=row[13],
-            parent_step=row[14],
-            created_at=row[15],
-            updated_at=row[16],
-            error=None if error is None else unframed(error, row[1], row[8], "its error"),
+            parent=parent,
+            parent_rev=parent_rev,
+            parent_step=parent_step,
+            created_at=created_at,
+            updated_at=updated_at,
+            error=self._error(key, None if forgiving else asked, step, error, error_crc),
         )
+
+    def _error(self, key: int, asked: str | None, step: int, error: Frame | None, crc: int | None) -> bytes | None:
+        if seals.error_seal(key, error) == crc:
+            return None if error is None else unframed(error, asked or "", step, "its error")
+        if asked is None:
+            return None
+        raise CheckpointDamaged(asked, step, "its error does not have the bytes that were written")
 
     def _known(self) -> Mapping[str, Lease]:
         if self._leases is None:
@@ -201,12 +247,14 @@ class Catalog:
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
+    @legible
     def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
         record = self.found(trace_id)
         first = record.trace << SHIFT
         rows = self.connection.execute(_POINTS, (first, first | LAST, limit, offset)).fetchall()
-        return [CheckpointRecord.of(self._storage, record, _point(row)) for row in rows]
+        return [CheckpointRecord.of(self._storage, record, _point(record, row)) for row in rows]
 
+    @legible
     def point(self, record: TraceRecord, rev: int | None) -> Point:
         """The checkpoint of `rev`, or the newest.
 
@@ -221,8 +269,22 @@ class Catalog:
             raise CheckpointDamaged(record.trace_id, None, "its newest checkpoint is missing")
         if row is None:
             raise self._none(record, f"at rev {rev}")
-        return _point(row)
+        point = _point(record, row)
+        if rev is None and (point.rev, point.step) != (record.rev, record.step):
+            where = f"rev {point.rev}, step {point.step}"
+            what = f"its newest checkpoint is of {where}, and rev {record.rev}, step {record.step}, was written"
+            raise CheckpointDamaged(record.trace_id, record.step, what)
+        if rev is None and record.status not in (point.status, *_APART):
+            what = f"it says that it is {record.status}, and its newest checkpoint that it is {point.status}"
+            raise CheckpointDamaged(record.trace_id, record.step, what)
+        return point
 
+    def revs(self, record: TraceRecord) -> list[int]:
+        """Of all kept checkpoints, the newest first."""
+        first = record.trace << SHIFT
+        return [id_ & LAST for (id_,) in self.connection.execute(_REVS, (first, first | LAST))]
+
+    @legible
     def find_checkpoint(self, trace_id: str, node: str | None, step: int | None) -> CheckpointRecord:
         record = self.found(trace_id)
         first = record.trace << SHIFT
@@ -232,7 +294,7 @@ class Catalog:
             point = self.point(record, None)
         else:
             row = self.connection.execute(_AT_STEP, (first, first | LAST, step)).fetchone()
-            point = _point(row) if row else None
+            point = _point(record, row) if row else None
         if point is None:
             wanted = f"at step {step}" if node is None else f"at which node {node!r} was waiting to run"
             raise self._none(record, wanted)
@@ -247,7 +309,7 @@ class Catalog:
             row = self.connection.execute(_POINTS, (first | low, first | last, 1, 0)).fetchone()
             if row is None:
                 continue
-            point = _point(row)
+            point = _point(record, row)
             if point.marks.activation >= activation & LAST and step in (None, point.step):
                 return point
         return None
@@ -258,29 +320,35 @@ class Catalog:
     # -- commands ----------------------------------------------------------------------------------------------
 
     def commands(self, owner: str | None, trace: int | None) -> list[Command]:
-        return [
-            Command(
-                id_,
-                key,
-                kind,
-                activation,
-                name,
-                None if body is None else unframed(body, trace_id, None, f"the answer to {name!r}"),
-                created_at,
-            )
-            for trace_id, id_, key, kind, activation, name, body, created_at in left(self.connection, owner, trace)
-        ]
+        found = []
+        for trace_id, id_, key, kind, activation, name, frame, created_at, crc in left(self.connection, owner, trace):
+            what = kind if name is None else f"the {kind} to {name!r}"
+            if seals.seal((key, kind, activation, name, frame)) != crc:
+                raise CheckpointDamaged(trace_id, None, f"{what} does not have the bytes that were written")
+            body = None if frame is None else unframed(frame, trace_id, None, what)
+            found.append(Command(id_, key, kind, activation, name, body, created_at))
+        return found
 
     # -- steps -------------------------------------------------------------------------------------------------
 
+    @legible
     def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
         record = self.found(trace_id)
         found: list[StepRow] = []
-        for part in reversed(self.segments(record, self.point(record, None))):
+        point = self.point(record, None)
+        for part in reversed(self.segments(record, point)):
             first = part.trace << SHIFT
             span = (first + max(part.low_step, after) + 1, first | part.high_step, limit - len(found))
-            rows = self.connection.execute(_STEPS, span)
-            found += [StepRow(row[0] & LAST, *row[1:]) for row in rows]
+            for *row, crc in self.connection.execute(_STEPS, span):
+                step = after + len(found) + 1
+                if row[0] & LAST != step:
+                    raise CheckpointDamaged(trace_id, step, "the record of the step is missing")
+                if seals.step_seal(*row) != crc:
+                    raise CheckpointDamaged(trace_id, step, "the record of the step does not say what was written")
+                found.append(StepRow(step, *row[1:]))
+        visited = point.marks.activation if record.fingerprint == BY_HAND else point.step
+        if len(found) < min(limit, visited - after):
+            raise CheckpointDamaged(trace_id, after + len(found) + 1, "the record of the step is missing")
         return found
 
     def segments(self, record: TraceRecord, point: Point) -> list[Segment]:
@@ -294,7 +362,11 @@ class Catalog:
             row = self.connection.execute(_SEGMENT, (trace,)).fetchone()
             if row is None:
                 raise CheckpointDamaged(record.trace_id, point.step, "the trace that it was forked from is missing")
-            parent, parent_step, *marks = row
+            crc, *sealed = row
+            if seals.seal(sealed) != crc:
+                what = "the record of a trace that it was forked from does not say what was written"
+                raise CheckpointDamaged(record.trace_id, point.step, what)
+            parent, _, parent_step, *marks = sealed[11:]
             low, low_step = Marks(*marks), parent_step or 0
             found.append(Segment(trace, low, high, low_step, high_step))
             trace, high, high_step = parent, low, low_step
@@ -339,6 +411,12 @@ def verified(
     return body
 
 
-def _point(row: tuple[Any, ...]) -> Point:
-    rev, step, status, node, created_at, label, *rest = row
-    return Point(rev & LAST, step, status, node, created_at, label, Marks(*rest[:4]), Counts(*rest[4:8]), *rest[8:])
+def _point(record: TraceRecord, row: tuple[Any, ...]) -> Point:
+    crc, notes_crc, label, task, *sealed = row
+    id_, _, step, status, node, message, activation, arrival, variable, *rest = sealed
+    messages, frontier, arrivals, variables, created_at, *counters, changes = rest
+    if seals.seal(sealed) != crc or seals.notes_seal(id_, label, task) != notes_crc:
+        raise CheckpointDamaged(record.trace_id, step, f"checkpoint {id_ & LAST} does not say what was written")
+    marks = Marks(message, activation, arrival, variable)
+    counts = Counts(messages, frontier, arrivals, variables, changes)
+    return Point(id_ & LAST, step, status, node, created_at, label, marks, counts, *counters)

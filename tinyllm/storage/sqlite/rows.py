@@ -12,40 +12,48 @@ from typing import Any
 import attrs
 
 from tinyllm.storage.contract import TERMINAL, ActivationRow, Delta, StateChange
-from tinyllm.storage.framing import Frame, checksum_of, encode
+from tinyllm.storage.framing import Frame, encode
 from tinyllm.storage.sqlite.commands import ANSWERED, CARRIED_OUT, OUTLIVED
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import SHIFT
+from tinyllm.storage.sqlite.seals import (
+    CHECKPOINT,
+    activation_seal,
+    arrival_seal,
+    message_seal,
+    notes_seal,
+    seal,
+    seal_trace,
+    step_seal,
+    variable_seal,
+)
 
 _AT_ONCE = 32
-"""Rows of one statement. (Nineteen columns of each are fewer than the 999 parameters that every SQLite takes.)"""
+"""Rows of one statement. (Twenty-one columns of each are fewer than the 999 parameters that every SQLite takes.)"""
 
 # The first line of a statement for many rows; `{rows}` is where their values go.
 _MESSAGES = "INSERT INTO messages (id, node, history, consumers, body, crc, held) VALUES {rows}"
 _ACTIVATIONS = """
-INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, fired_rev, done_rev)
+INSERT INTO activations (id, hash, node, message, item, path, depth, state, attempts, crc, fired_rev, done_rev)
 VALUES {rows}
 """
-_ARRIVALS = "INSERT INTO arrivals (id, activation, message, hash, path, depth) VALUES {rows}"
+_ARRIVALS = "INSERT INTO arrivals (id, activation, message, hash, path, depth, crc) VALUES {rows}"
 _VARIABLES = "INSERT INTO variables (id, trace, key, kind, base, sort, body, crc) VALUES {rows}"
-_STEPS = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts) VALUES {rows}"
-_CHECKPOINTS = """
-INSERT INTO checkpoints (id, epoch, step, status, node, message, activation, arrival, variable,
-                         messages, frontier, arrivals, variables, created_at,
-                         generation, generation_step, elapsed, tokens_in, tokens_out)
-VALUES {rows}
-"""
+_STEPS = "INSERT INTO steps (id, activation, node, ended_at, duration_ms, attempts, status, crc) VALUES {rows}"
+_CHECKPOINTS = f"INSERT INTO checkpoints ({CHECKPOINT}, crc) VALUES {{rows}}"
 _ENDED_ONE = "UPDATE activations SET done_rev = ? WHERE id = ?"
 _ENDED = "UPDATE activations SET done_rev = v.column1 FROM (VALUES {rows}) AS v WHERE id = v.column2"
 
-_SAID = "UPDATE steps SET status = ? WHERE id = ?"
-_TASK = "UPDATE checkpoints SET task = ? WHERE id = ?"
-_LAST_TASK = f"UPDATE traces SET last_task = ? WHERE key = ? >> {SHIFT}"
+_TASK = "UPDATE checkpoints SET task = ?, notes_crc = ? WHERE id = ?"
+_LAST_TASK = "UPDATE traces SET last_task = ? WHERE key = ?"
 _FIRED = """
-UPDATE activations SET state = 'planned', fired_rev = ?, fired_hash = ?, fired_depth = ? WHERE id = ?
+UPDATE activations SET state = 'planned', fired_rev = ?2, fired_hash = ?3, fired_depth = ?4, fired_crc = ?5
+WHERE id = ?1
 """
 _CHANGED = """
-UPDATE activations SET state = ?, attempts = ?, error = ?, tries = ?, due = ?, progress = ?, asked = ? WHERE id = ?
+UPDATE activations SET
+    state = ?2, attempts = ?3, error = ?4, tries = ?5, due = ?6, progress = ?7, asked = ?8, changed_crc = ?9
+WHERE id = ?1
 """
 
 Row = tuple[Any, ...]
@@ -68,12 +76,12 @@ class Rows:
     arrivals: Values = attrs.field(factory=list)
     variables: Values = attrs.field(factory=list)
     steps: Values = attrs.field(factory=list)
-    said: list[Row] = attrs.field(factory=list)
     checkpoints: Values = attrs.field(factory=list)
     fired: list[Row] = attrs.field(factory=list)
     changed: list[Row] = attrs.field(factory=list)
     ended: Values = attrs.field(factory=list)
     tasks: list[Row] = attrs.field(factory=list)
+    last_tasks: list[tuple[str, int]] = attrs.field(factory=list)
     consumed: list[Row] = attrs.field(factory=list)
     """Commands of either kind."""
     over: list[Row] = attrs.field(factory=list)
@@ -86,33 +94,32 @@ class Rows:
         if delta.messages:
             self._add_messages(first, delta, window)
         for row in delta.activations:
+            id_, path, buffered = first | row.seq, path_text(row.path) if row.path else None, row.state == "buffered"
             self.activations += (
-                first | row.seq,
+                id_,
                 bytearray(row.id),
                 row.node,
                 row.message,
                 row.item,
-                path_text(row.path) if row.path else None,
+                path,
                 row.depth,
                 row.state,
                 row.attempts,
-                None if row.state == "buffered" else 0,
+                activation_seal(id_, row.id, row.node, row.message, row.item, path, row.depth, buffered),
+                None if buffered else 0,
                 None,
             )
-            self.done[first | row.seq] = len(self.activations) - 1
-            if row.tries or (row.error, row.due, row.progress, row.asked) != (None, None, None, None):
-                self._change(first | row.seq, row)
+            self.done[id_] = len(self.activations) - 1
+            added = (row.error, row.due, row.progress, row.asked) != (None, None, None, None)
+            if added or row.attempts or row.tries or (row.state != "planned" and not buffered):
+                self._change(id_, row)
         for arrival in delta.arrivals:
-            self.arrivals += (
-                first | arrival.seq,
-                first | arrival.activation,
-                arrival.message,
-                bytearray(arrival.id),
-                path_text(arrival.path),
-                arrival.depth,
-            )
+            id_, round_, path = first | arrival.seq, first | arrival.activation, path_text(arrival.path)
+            crc = arrival_seal(id_, round_, arrival.message, arrival.id, path, arrival.depth)
+            self.arrivals += (id_, round_, arrival.message, bytearray(arrival.id), path, arrival.depth, crc)
         for fired in delta.fired:
-            self.fired.append((rev, fired.id, fired.depth, first | fired.activation))
+            firing = (first | fired.activation, rev, fired.id, fired.depth)
+            self.fired.append((*firing, seal(firing)))
         for change in delta.changed:
             self._change(first | change.activation, change)
         for activation in delta.ended:
@@ -122,11 +129,10 @@ class Rows:
             else:
                 self.activations[at] = rev
         for variable in delta.variables:
-            crc = variable_checksum(
-                first | variable.seq, variable.key, variable.kind, variable.base, variable.order, variable.body
-            )
+            id_ = first | variable.seq
+            crc = variable_seal(id_, variable.key, variable.kind, variable.base, variable.order, variable.body)
             self.variables += (
-                first | variable.seq,
+                id_,
                 trace,
                 variable.key,
                 variable.kind,
@@ -136,22 +142,22 @@ class Rows:
                 crc,
             )
         for step in delta.steps:
-            self.steps += (
+            ended = (
                 first | step.step,
                 step.activation,
                 step.node,
                 step.ended_at,
                 step.duration_ms,
                 step.attempts,
+                step.status,
             )
-            if step.status is not None:
-                self.said.append((step.status, first | step.step))
+            self.steps += (*ended, step_seal(*ended))
         for command in delta.consumed:
             self.consumed.append((command, trace))
         if delta.status in TERMINAL:
             self.over.append((trace,))
         marks, counts = delta.marks, delta.counts
-        self.checkpoints += (
+        checkpoint = (
             first | rev,
             epoch,
             delta.step,
@@ -168,17 +174,23 @@ class Rows:
             now,
             delta.generation,
             delta.generation_step,
-            delta.elapsed,
+            float(delta.elapsed),
             delta.tokens_in,
             delta.tokens_out,
+            counts.changes,
         )
+        self.checkpoints += (*checkpoint, seal(checkpoint))
         if delta.task is not None:
-            self.tasks.append((delta.task, first | rev))
+            self.tasks.append((delta.task, notes_seal(first | rev, None, delta.task), first | rev))
+            self.last_tasks.append((delta.task, trace))
 
     def _change(self, activation: int, to: ActivationRow | StateChange) -> None:
-        self.changed.append(
-            (to.state, to.attempts, frame(to.error), to.tries, to.due, frame(to.progress), frame(to.asked), activation)
+        due = None if to.due is None else float(to.due)
+        values = (
+            *(activation, to.state, to.attempts, frame(to.error), to.tries, due),
+            *(frame(to.progress), frame(to.asked)),
         )
+        self.changed.append((*values, seal(values)))
 
     def _add_messages(self, first: int, delta: Delta, window: int | None) -> None:
         ordinal = delta.counts.messages
@@ -197,24 +209,23 @@ class Rows:
             elif window is not None and not message.consumers:
                 continue  # it lies before its window already, where it would be for its readers only
             row = first | message.seq
-            crc = message_checksum(row, message.node, place, message.consumers, message.body)
+            crc = message_seal(row, message.node, place, message.consumers, message.body)
             self.messages += (row, message.node, place, message.consumers, encode(message.body), crc, held)
 
     def insert(self, connection: sqlite3.Connection) -> None:
         """Write everything, and be empty again."""
         execute_all(connection, _MESSAGES, self.messages, 7, nullable=(2, 6))
-        execute_all(connection, _ACTIVATIONS, self.activations, 11, nullable=(3, 4, 5, 9, 10))
-        execute_all(connection, _ARRIVALS, self.arrivals, 6, nullable=(2, 4))
+        execute_all(connection, _ACTIVATIONS, self.activations, 12, nullable=(3, 4, 5, 10, 11))
+        execute_all(connection, _ARRIVALS, self.arrivals, 7, nullable=(2, 4))
         execute_all(connection, _ENDED, self.ended, 2, one=_ENDED_ONE)
         execute_all(connection, _VARIABLES, self.variables, 8, nullable=(5,))
-        execute_all(connection, _STEPS, self.steps, 6)
-        execute_all(connection, _CHECKPOINTS, self.checkpoints, 19, nullable=(4,))
+        execute_all(connection, _STEPS, self.steps, 8, nullable=(6,))
+        execute_all(connection, _CHECKPOINTS, self.checkpoints, 21, nullable=(4, 19))
         statements = (
             (_FIRED, self.fired),
             (_CHANGED, self.changed),
-            (_SAID, self.said),
             (_TASK, self.tasks),
-            (_LAST_TASK, self.tasks),
+            (_LAST_TASK, self.last_tasks),
             (ANSWERED, self.consumed),
             (CARRIED_OUT, self.consumed),
             (OUTLIVED, self.over),
@@ -222,6 +233,8 @@ class Rows:
         for statement, rows in statements:
             if rows:
                 connection.executemany(statement, rows)
+        for _, trace in self.last_tasks:
+            seal_trace(connection, trace)
         inserted = (self.messages, self.activations, self.arrivals, self.ended, self.variables, self.steps)
         for values in (*inserted, self.checkpoints):
             values.clear()
@@ -267,15 +280,6 @@ def _for(statement: str, rows: int, columns: int, empty: tuple[int, ...]) -> str
 
 def frame(body: bytes | None) -> Frame | None:
     return None if body is None else encode(body)
-
-
-def message_checksum(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:
-    # The text of the tuple, as `checksum` would have it; but a tuple takes twice as long to say what it holds.
-    return checksum_of(body, f"({row}, {node!r}, {history}, {consumers})")
-
-
-def variable_checksum(row: int, key: str, kind: str, base: int, order: bytes | None, body: bytes) -> int:
-    return checksum_of(body, f"({row}, {key!r}, {kind!r}, {base}, {order!r})")
 
 
 def path_text(path: tuple[int, ...]) -> str | None:

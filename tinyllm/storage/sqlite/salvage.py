@@ -13,6 +13,7 @@ from tinyllm.storage.sqlite.database import FILE_NAME, open_database
 from tinyllm.storage.sqlite.faults import translated
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import LAST, SHIFT, VERSION
+from tinyllm.storage.sqlite.seals import seal_trace
 
 _BY_RANGE = ("messages", "activations", "arrivals", "variables", "steps", "checkpoints")
 """Tables whose row ids begin with the trace's key."""
@@ -70,11 +71,16 @@ def _copy(connection: sqlite3.Connection, trace_id: str) -> None:
     if connection.execute(_THERE, (key,)).fetchone() is None:
         _copy_rows(connection, key)
     # A fork of it may have been copied before, and then it stands there as if it had been deleted.
-    connection.execute("UPDATE main.traces SET trace_id = ? WHERE key = ?", (trace_id, key))
+    _name(connection, key, trace_id)
     while (key := connection.execute(_PARENT, (key,)).fetchone()[0]) is not None:
         if connection.execute(_THERE, (key,)).fetchone() is None:
             _copy_rows(connection, key)
-            connection.execute("UPDATE main.traces SET trace_id = NULL WHERE key = ?", (key,))
+            _name(connection, key, None)
+
+
+def _name(connection: sqlite3.Connection, key: int, trace_id: str | None) -> None:
+    connection.execute("UPDATE main.traces SET trace_id = ? WHERE key = ?", (trace_id, key))
+    seal_trace(connection, key)
 
 
 def _copy_rows(connection: sqlite3.Connection, key: int) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from tinyllm.storage.sqlite import seals
 from tinyllm.storage.sqlite.library import sqlite3
 
 if TYPE_CHECKING:
@@ -203,6 +204,37 @@ CREATE UNIQUE INDEX commands_once ON commands (trace, kind, activation, name);
 CREATE INDEX commands_left ON commands (trace) WHERE consumed = 0;
 """
 
+_THIRD = f"""
+-- crc: of what the row was written with. Others are of what was changed later, and null until then.
+ALTER TABLE traces ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE traces ADD COLUMN error_crc INTEGER;
+ALTER TABLE activations ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE activations ADD COLUMN changed_crc INTEGER;
+ALTER TABLE activations ADD COLUMN fired_crc INTEGER;
+ALTER TABLE arrivals ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE steps ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE checkpoints ADD COLUMN notes_crc INTEGER;
+ALTER TABLE checkpoints ADD COLUMN changes INTEGER;
+ALTER TABLE commands ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
+
+-- number: of transactions that were told to be durable.
+ALTER TABLE transactions ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+
+UPDATE traces SET crc = seal({seals.TRACE}), error_crc = CASE WHEN error IS NOT NULL THEN seal(key, error) END;
+UPDATE activations SET
+    crc = seal(id, hash, node, message, item, path, depth, fired_rev IS NULL OR fired_rev > 0),
+    changed_crc = CASE WHEN attempts > 0 OR tries > 0 OR state NOT IN ('planned', 'buffered')
+                       OR coalesce(error, due, progress, asked) IS NOT NULL THEN seal({seals.CHANGE}) END,
+    fired_crc = CASE WHEN fired_rev > 0 THEN seal(id, fired_rev, fired_hash, fired_depth) END;
+UPDATE arrivals SET crc = seal(id, activation, message, hash, path, depth);
+UPDATE steps SET crc = seal(id, activation, node, ended_at, duration_ms, attempts, status);
+UPDATE checkpoints SET
+    crc = seal({seals.CHECKPOINT}),
+    notes_crc = CASE WHEN coalesce(label, task) IS NOT NULL THEN seal(id, label, task) END;
+UPDATE commands SET crc = seal(trace, kind, activation, name, body) WHERE consumed = 0;
+"""
+
 
 def _first(db: Database) -> None:
     _execute_all(db, _FIRST)
@@ -212,7 +244,16 @@ def _second(db: Database) -> None:
     _execute_all(db, _SECOND)
 
 
-_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (("first", _first), ("second", _second))
+def _third(db: Database) -> None:
+    db.conn.create_function("seal", -1, lambda *values: seals.seal(values))
+    _execute_all(db, _THIRD)
+
+
+_STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (
+    ("first", _first),
+    ("second", _second),
+    ("third", _third),
+)
 
 VERSION = len(_STEPS)
 """`PRAGMA user_version` of a database that has every migration."""

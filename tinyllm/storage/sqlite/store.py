@@ -32,6 +32,7 @@ from tinyllm.storage.high_water import HighWaterFile, files, path_in
 from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
 from tinyllm.storage.sqlite.commands import answers
+from tinyllm.storage.sqlite.commits import CommitNotes, acknowledged, refuse_missing
 from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, translated
 from tinyllm.storage.sqlite.library import sqlite3
@@ -52,6 +53,8 @@ _PARSE_SCHEMA = "SELECT 1 FROM transactions LIMIT 0"
 """The first statement that names a table has SQLite parse all of them."""
 
 _SIGN = "UPDATE transactions SET token = ?"
+_COUNT = "UPDATE transactions SET token = ?, number = number + 1 RETURNING number"
+_COUNTED = "SELECT number FROM transactions"
 
 
 class SQLiteCheckpointStorage(CheckpointStorage):
@@ -78,6 +81,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._leasing: sqlite3.Connection | None = None
         self._owners: set[str] = set()
         self._marks: dict[str, HighWaterFile] = {}
+        self._notes: CommitNotes | None = None
         self._pid = 0
 
     def __repr__(self) -> str:
@@ -122,7 +126,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
                 writing = Writing(connection, self.name, now)
                 outcomes = writing.carry_out(writes)
                 self._renew_if_due(writing)
-                connection.execute(_SIGN, (token,))
+                ((number,),) = connection.execute(_COUNT, (token,)).fetchall()
             except BaseException:
                 _roll_back(connection)
                 raise
@@ -131,6 +135,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             except sqlite3.Error:
                 if not self._is_there(token):
                     raise
+            assert self._notes is not None
+            self._notes.note(number)
             return outcomes
 
     def _end(self, connection: sqlite3.Connection) -> None:
@@ -216,6 +222,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
 
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
         return await self._ask(lambda store: store.load(trace_id, rev))
+
+    async def load_intact(self, trace_id: str) -> Snapshot:
+        return await self._ask(lambda store: store.load_intact(trace_id))
 
     async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
         return await self._ask(lambda store: store.checkpoints(trace_id, limit, offset))
@@ -314,8 +323,12 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         if self._connection is not None:
             return
         with ExitStack() as opened:
+            noted = acknowledged(self._directory)
             connection = open_database(self._directory)
             opened.callback(connection.close)
+            with translated(self._path):
+                refuse_missing(self._directory, noted, *connection.execute(_COUNTED).fetchone())
+            self._notes = CommitNotes(self._directory)
             leasing = connect(self._path)
             opened.callback(leasing.close)
             with translated(self._path):

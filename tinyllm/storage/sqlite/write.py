@@ -24,6 +24,7 @@ from tinyllm.storage.contract import (
     Delta,
     Done,
     Drop,
+    FallBack,
     Fork,
     Label,
     Leave,
@@ -39,22 +40,23 @@ from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.read import kept
 from tinyllm.storage.sqlite.rows import Rows, execute_all, frame
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
+from tinyllm.storage.sqlite.seals import error_seal, notes_seal, seal_trace
 
 _ADMIT = """
 INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
-                    history, status, epoch, owner, rev, step, created_at, updated_at, error)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?, ?)
+                    history, status, epoch, owner, rev, step, created_at, updated_at)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?)
 ON CONFLICT (trace_id) DO NOTHING
 """
 # The last task is that of the checkpoint: the parent may have been given others since.
 _FORK = f"""
 INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
-                    history, status, epoch, owner, rev, step, created_at, updated_at, error,
+                    history, status, epoch, owner, rev, step, created_at, updated_at,
                     parent, parent_rev, parent_step, low_message, low_activation, low_arrival, low_variable)
 SELECT :trace_id, t.graph_id, t.graph_version, t.graph_path, t.graph, t.fingerprint, t.task_digest,
        coalesce(:task, (SELECT task FROM checkpoints WHERE id BETWEEN :parent << {SHIFT} AND :checkpoint
                         AND task IS NOT NULL ORDER BY id DESC LIMIT 1), t.task_digest),
-       t.history, :status, 1, :owner, :rev + 1, :step, :now, :now, :error,
+       t.history, :status, 1, :owner, :rev + 1, :step, :now, :now,
        t.key, :rev, c.step, c.message, c.activation, c.arrival, c.variable
 FROM traces t JOIN checkpoints c ON c.id = :checkpoint WHERE t.key = :parent
 ON CONFLICT (trace_id) DO NOTHING
@@ -67,12 +69,13 @@ _UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
 # Epoch check, gap check and idempotence in one: a trace for which one of them fails is not among the keys returned.
 # Two statements, so that the usual one leaves the index on owners alone.
 _APPEND = """
-UPDATE traces SET status = v.column1, step = v.column2, rev = v.column3, updated_at = v.column4, error = v.column5
-FROM (VALUES {rows}) AS v WHERE key = v.column6 AND epoch = v.column7 AND rev = v.column8 RETURNING key, history
+UPDATE traces SET status = v.column1, step = v.column2, rev = v.column3, updated_at = v.column4, error = v.column5,
+                  error_crc = v.column6
+FROM (VALUES {rows}) AS v WHERE key = v.column7 AND epoch = v.column8 AND rev = v.column9 RETURNING key, history
 """
 _APPEND_LAST = _APPEND.replace("error = v.column5", "error = v.column5, owner = NULL")
 _APPEND_ONE = """
-UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?
+UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, error_crc = ?
 WHERE key = ? AND epoch = ? AND rev = ? RETURNING key, history
 """
 _ACQUIRE = """
@@ -81,16 +84,24 @@ WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
 RETURNING rev, graph, EXISTS (SELECT 1 FROM commands WHERE trace = traces.key AND consumed = 0)
 """
 _REDEFINE = """
-UPDATE traces SET status = 'running', error = NULL, fingerprint = ?, graph = ?, graph_path = ? WHERE key = ?
+UPDATE traces SET status = 'running', error = NULL, error_crc = NULL, fingerprint = ?, graph = ?, graph_path = ?
+WHERE key = ?
 """
+_ERROR = "UPDATE traces SET error = ?, error_crc = ? WHERE key = ?"
+_QUARANTINE = """
+UPDATE traces SET trace_id = ?, status = 'quarantined', owner = NULL, epoch = epoch + 1, updated_at = ?,
+                  error = ?, error_crc = ?
+WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
+"""
+_NAMED = "SELECT 1 FROM traces WHERE trace_id = ?"
 _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
 _LAST_TASK = "SELECT last_task, history FROM traces WHERE key = ?"
-_LABEL = """
-UPDATE checkpoints SET label = ?
-WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
+_NOTED = """
+SELECT task FROM checkpoints WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
 """
+_LABEL = "UPDATE checkpoints SET label = ?, notes_crc = ? WHERE id = ?"
 _DEFINE = "INSERT INTO graphs (digest, body, crc) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _RENEW = """
 UPDATE owners SET beat = beat + 1, renewed_at = ?
@@ -133,12 +144,16 @@ class Writing:
         """Renew the leases of the owners of all traces written."""
         self._connection.execute(_RENEW, (boottime, json.dumps(sorted(self._touched))))
 
-    def _carry_out(self, write: Admit | Fork | Acquire | Release | Leave | Label | Drop | Prune | Delete) -> Outcome:
+    def _carry_out(
+        self, write: Admit | Fork | FallBack | Acquire | Release | Leave | Label | Drop | Prune | Delete
+    ) -> Outcome:
         match write:
             case Admit():
                 return self._admit(write)
             case Fork():
                 return self._fork(write)
+            case FallBack():
+                return self._fall_back(write)
             case Acquire():
                 return self._acquire(write)
             case Release():
@@ -182,7 +197,6 @@ class Writing:
                 first.step,
                 self._now,
                 self._now,
-                frame(first.error),
             ),
         )
         if cursor.rowcount != 1:
@@ -206,7 +220,6 @@ class Writing:
             "rev": write.rev,
             "step": first.step,
             "now": self._now,
-            "error": frame(first.error),
             "parent": write.parent,
             "checkpoint": checkpoint,
         }
@@ -217,8 +230,26 @@ class Writing:
         task, window = self._connection.execute(_LAST_TASK, (cursor.lastrowid,)).fetchone()
         return self._begin(cursor, write.rev + 1, attrs.evolve(first, task=task), window)
 
+    def _fall_back(self, write: FallBack) -> Outcome:
+        if self._connection.execute(_NAMED, (write.kept_as,)).fetchone() is not None:
+            return TraceExists(write.kept_as)
+        self._connection.execute("SAVEPOINT fall_back")  # half of it would leave nothing under the trace's own id
+        error = frame(write.error)
+        values = (write.kept_as, self._now, error, error_seal(write.trace, error), write.trace, write.epoch)
+        taken = self._connection.execute(_QUARANTINE, values).rowcount == 1
+        outcome = self._fork(write.fork) if taken else OwnershipLost(write.trace_id)
+        if isinstance(outcome, Admitted):
+            seal_trace(self._connection, write.trace)
+        else:
+            self._connection.execute("ROLLBACK TO fall_back")
+        self._connection.execute("RELEASE fall_back")
+        return outcome
+
     def _begin(self, cursor: sqlite3.Cursor, rev: int, first: Delta, window: int | None) -> Admitted:
         trace = cursor.lastrowid or 0
+        seal_trace(self._connection, trace)
+        if (error := frame(first.error)) is not None:
+            self._connection.execute(_ERROR, (error, error_seal(trace, error), trace))
         self._rows.add(trace, 1, rev, first, self._now, window)
         self._touched.add(trace)
         return Admitted(trace, 1, rev)
@@ -253,7 +284,7 @@ class Writing:
             (ending if any(append.delta.status in UNOWNED for _, append in run) else on).append(run)
         for statement, some, one in ((_APPEND, on, _APPEND_ONE), (_APPEND_LAST, ending, None)):
             positions = [value for run in some for value in self._position(run)]
-            windows.update(execute_all(self._connection, statement, positions, 8, nullable=(4,), one=one))
+            windows.update(execute_all(self._connection, statement, positions, 9, nullable=(4, 5), one=one))
         again = []
         for run in runs:
             trace = run[0][1].delta.trace
@@ -271,7 +302,8 @@ class Writing:
         """Where a run leaves its trace, and from where it must begin."""
         first, last = run[0][1].delta, run[-1][1].delta
         position = (last.trace, first.epoch, first.rev - 1)
-        return (last.status, last.step, last.rev, self._now, frame(last.error), *position)
+        error = frame(last.error)
+        return (last.status, last.step, last.rev, self._now, error, error_seal(last.trace, error), *position)
 
     def _already_there(self, trace: int, run: Run, outcomes: list[Outcome]) -> Run:
         """Settle what cannot be appended; returns what is left and can be, now that the rest is known to be there."""
@@ -310,6 +342,7 @@ class Writing:
             changed = _digest(write.definition) != before
             graph = self._define(write.definition) if changed else before
             self._connection.execute(_REDEFINE, (write.fingerprint, graph, write.graph_path, write.trace))
+            seal_trace(self._connection, write.trace)
             if changed:
                 self._undefine(before)
         self._touched.add(write.trace)
@@ -324,9 +357,11 @@ class Writing:
         return TraceNotFound(write.trace_id, self._store) if left is None else left
 
     def _label(self, write: Label) -> Outcome:
-        values = (write.label, row_id(write.trace, write.rev), write.trace)
-        if self._connection.execute(_LABEL, values).rowcount != 1:
+        checkpoint = row_id(write.trace, write.rev)
+        noted = self._connection.execute(_NOTED, (checkpoint, write.trace)).fetchone()
+        if noted is None:
             return self._not_kept(write.trace, write.trace_id, write.rev)
+        self._connection.execute(_LABEL, (write.label, notes_seal(checkpoint, write.label, noted[0]), checkpoint))
         return Done()
 
     def _not_kept(self, trace: int, trace_id: str, rev: int) -> CheckpointNotFound:

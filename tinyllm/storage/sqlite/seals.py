@@ -1,0 +1,77 @@
+"""Checksums of rows: over what a row says and where it stands, so that a changed, moved or renamed one is noticed.
+
+What is written once has one checksum. What may change later has another, of its own: so that whoever changes it need
+not know the rest. What changes with every checkpoint of a trace (its rev, step and status) has none: its newest
+checkpoint says the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from zlib import crc32
+
+from tinyllm.storage.framing import Frame, checksum_of
+from tinyllm.storage.sqlite.library import sqlite3
+
+TRACE = """key, trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task, history,
+created_at, parent, parent_rev, parent_step, low_message, low_activation, low_arrival, low_variable"""
+"""The columns of a trace that change seldom or never."""
+
+CHECKPOINT = """id, epoch, step, status, node, message, activation, arrival, variable,
+messages, frontier, arrivals, variables, created_at, generation, generation_step, elapsed, tokens_in, tokens_out,
+changes"""
+"""The columns of a checkpoint that are written once."""
+
+CHANGE = "id, state, attempts, error, tries, due, progress, asked"
+"""The columns of an activation that a change replaces."""
+
+_READ_TRACE = f"SELECT {TRACE} FROM traces WHERE key = ?"
+_SEAL_TRACE = "UPDATE traces SET crc = ? WHERE key = ?"
+
+
+def seal(values: Sequence[object]) -> int:
+    """The checksum of columns, as they are stored."""
+    return crc32(repr(tuple(values)).encode("utf-8", "surrogatepass"))
+
+
+def seal_trace(connection: sqlite3.Connection, trace: int) -> None:
+    """Say of a trace that it is as it was written: for whoever has just written it."""
+    connection.execute(_SEAL_TRACE, (seal(connection.execute(_READ_TRACE, (trace,)).fetchone()), trace))
+
+
+def message_seal(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:
+    # The text of the tuple, as `seal` would have it; but a tuple takes twice as long to say what it holds. So below.
+    return checksum_of(body, f"({row}, {node!r}, {history}, {consumers})")
+
+
+def variable_seal(row: int, key: str, kind: str, base: int, order: bytes | None, body: bytes) -> int:
+    return checksum_of(body, f"({row}, {key!r}, {kind!r}, {base}, {order!r})")
+
+
+def activation_seal(
+    row: int, id_: bytes, node: str, message: int | None, item: int | None, path: str | None, depth: int, buffered: bool
+) -> int:
+    """Of an activation as it was born. `buffered`: as a join's round, which has no id before it fires."""
+    text = f"({row}, {id_!r}, {node!r}, {message}, {item}, {path!r}, {depth}, {buffered:d})"
+    return crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def arrival_seal(row: int, activation: int, message: int | None, id_: bytes, path: str | None, depth: int) -> int:
+    return crc32(f"({row}, {activation}, {message}, {id_!r}, {path!r}, {depth})".encode())
+
+
+def step_seal(
+    row: int, activation: int, node: str, ended_at: float, duration_ms: float, attempts: int, status: str | None
+) -> int:
+    text = f"({row}, {activation}, {node!r}, {float(ended_at)!r}, {float(duration_ms)!r}, {attempts}, {status!r})"
+    return crc32(text.encode("utf-8", "surrogatepass"))
+
+
+def error_seal(trace: int, error: Frame | None) -> int | None:
+    """Of the error of a trace, which only a failed one has."""
+    return None if error is None else seal((trace, error))
+
+
+def notes_seal(row: int, label: str | None, task: str | None) -> int | None:
+    """Of what is noted at a checkpoint later, which most have nothing of."""
+    return None if label is None and task is None else seal((row, label, task))

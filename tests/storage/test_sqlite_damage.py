@@ -201,7 +201,6 @@ NOT_SEALED = {
     ("messages", "held"),
     ("variables", "trace"),  # the row's id begins with it; it is for an index
     ("checkpoints", "id"),  # an older one that is gone might have been pruned; the newest is missed
-    ("checkpoints", "pins"),
     ("commands", "id"),  # their order
     ("commands", "created_at"),
     ("commands", "consumed"),

@@ -23,7 +23,7 @@ from tinyllm.storage.in_use import in_use
 from tinyllm.storage.sqlite.commands import FORGET_ANSWERS
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-from tinyllm.storage.sqlite.seals import notes_seal, seal_trace
+from tinyllm.storage.sqlite.seals import note, notes_seal, seal_trace
 
 _SLICE_SECONDS = 0.02
 """How long one transaction goes on dropping what a deleted trace left; bodies are of any size, so rows say little."""
@@ -35,7 +35,7 @@ _TASK = 3
 _NEWEST_KEPT = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1 OFFSET ?"
 _FIRST = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
 _DROPPABLE = f"""
-SELECT {_COLUMNS} FROM checkpoints
+SELECT {_COLUMNS}, label, pins, notes_crc FROM checkpoints
 WHERE id > ? AND id < ? AND pins = 0 AND (label IS NULL OR ?) ORDER BY id LIMIT ?
 """
 _OLDER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 1"
@@ -43,8 +43,6 @@ _BETWEEN = "SELECT count(*) FROM checkpoints WHERE id BETWEEN ? AND ?"
 _NEWER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id > ? AND id <= ? ORDER BY id LIMIT 1"
 _NEWEST_PINNED = f"SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND pins > 0 ORDER BY id DESC LIMIT 1"
 _DROP = "DELETE FROM checkpoints WHERE id BETWEEN ? AND ?"
-_LABEL = "SELECT label FROM checkpoints WHERE id = ?"
-_ADD_TASK = "UPDATE checkpoints SET task = ?, notes_crc = ? WHERE id = ?"
 _PINS = """
 SELECT pins FROM checkpoints WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
 """
@@ -83,7 +81,6 @@ UPDATE traces SET trace_id = NULL, owner = NULL, epoch = epoch + 1 WHERE key = ?
 _DELETED = "SELECT key FROM traces WHERE trace_id IS NULL"
 _ANY_DELETED = f"{_DELETED} LIMIT 1"
 _PARENT = "SELECT parent, parent_rev, graph FROM traces WHERE key = ?"
-_UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
 _FORGET_COMMANDS = f"""
 DELETE FROM commands WHERE id IN (SELECT id FROM commands WHERE trace = ? LIMIT {_SLICE_ROWS})
 """
@@ -189,14 +186,16 @@ def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
     connection.execute(_FORGET, (trace,))
     drop_graph(connection, graph)
     if parent is not None:
-        connection.execute(_UNPIN, (parent << SHIFT | parent_rev,))
+        note(connection, parent << SHIFT | parent_rev, pins=-1)
     return True
 
 
 def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, labelled: bool, limit: int) -> int:
     """Drop at most `limit` unpinned checkpoints between the row ids `after` and `before`; a newer one stays."""
     window, origin = _trace(connection, trace)
-    rows = connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall()
+    found = connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall()
+    # What says nothing of forks, and was written to say something, stays.
+    rows = [row for *row, label, pins, crc in found if notes_seal(row[0], label, row[_TASK], pins) == crc]
     ids = [row[0] for row in rows]
     at = 0
     while at < len(rows):
@@ -208,8 +207,7 @@ def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, l
         older = _point(before_it) if before_it else origin
         connection.execute(_DROP, (start.id, end.id))
         if task is not None and newer.task is None:
-            (label,) = connection.execute(_LABEL, (newer.id,)).fetchone()
-            connection.execute(_ADD_TASK, (task, notes_seal(newer.id, label, task), newer.id))
+            note(connection, newer.id, task=task)
         if window is not None:
             _forget_history(connection, trace, older, newer, window)
         _forget_variables(connection, trace, older, start, newer)

@@ -62,7 +62,7 @@ _DEFINITION = """
 SELECT g.digest, g.body, g.crc FROM traces t LEFT JOIN graphs g ON g.digest = t.graph WHERE t.trace_id = ?
 """
 
-_POINT = f"SELECT crc, notes_crc, label, task, {seals.CHECKPOINT} FROM checkpoints"
+_POINT = f"SELECT crc, notes_crc, label, task, pins, {seals.CHECKPOINT} FROM checkpoints"
 _POINTS = f"{_POINT} WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT ? OFFSET ?"
 _REVS = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC"
 _AT_STEP = f"{_POINT} WHERE id BETWEEN ? AND ? AND step = ? ORDER BY id DESC LIMIT 1"
@@ -412,10 +412,10 @@ def verified(
 
 
 def _point(record: TraceRecord, row: tuple[Any, ...]) -> Point:
-    crc, notes_crc, label, task, *sealed = row
+    crc, notes_crc, label, task, pins, *sealed = row
     id_, _, step, status, node, message, activation, arrival, variable, *rest = sealed
     messages, frontier, arrivals, variables, created_at, *counters, changes = rest
-    if seals.seal(sealed) != crc or seals.notes_seal(id_, label, task) != notes_crc:
+    if seals.seal(sealed) != crc or seals.notes_seal(id_, label, task, pins) != notes_crc:
         raise CheckpointDamaged(record.trace_id, step, f"checkpoint {id_ & LAST} does not say what was written")
     marks = Marks(message, activation, arrival, variable)
     counts = Counts(messages, frontier, arrivals, variables, changes)

@@ -181,7 +181,7 @@ class Rows:
         )
         self.checkpoints += (*checkpoint, seal(checkpoint))
         if delta.task is not None:
-            self.tasks.append((delta.task, notes_seal(first | rev, None, delta.task), first | rev))
+            self.tasks.append((delta.task, notes_seal(first | rev, None, delta.task, 0), first | rev))
             self.last_tasks.append((delta.task, trace))
 
     def _change(self, activation: int, to: ActivationRow | StateChange) -> None:

@@ -13,18 +13,17 @@ from tinyllm.storage.sqlite.database import FILE_NAME, open_database
 from tinyllm.storage.sqlite.faults import translated
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import LAST, SHIFT, VERSION
-from tinyllm.storage.sqlite.seals import seal_trace
+from tinyllm.storage.sqlite.seals import note, seal_trace
 
 _BY_RANGE = ("messages", "activations", "arrivals", "variables", "steps", "checkpoints")
 """Tables whose row ids begin with the trace's key."""
 
 _THERE = "SELECT 1 FROM main.traces WHERE key = ?"
 _PARENT = "SELECT parent FROM old.traces WHERE key = ?"
-_COUNT_PINS = f"""
-UPDATE checkpoints SET pins = (SELECT count(*) FROM traces f WHERE f.parent << {SHIFT} | f.parent_rev = checkpoints.id)
-WHERE pins
+_PINNED = f"""
+SELECT id, pins, (SELECT count(*) FROM traces f WHERE f.parent << {SHIFT} | f.parent_rev = checkpoints.id)
+FROM checkpoints WHERE pins
 """
-"""A fork that was left behind needs nothing any more."""
 
 
 @attrs.frozen
@@ -62,7 +61,8 @@ def salvage(directory: Path, traces: Iterable[str], target: Path) -> Salvaged:
             except StorageError as error:
                 connection.execute("ROLLBACK")
                 left[trace_id] = str(error)
-        connection.execute(_COUNT_PINS)
+        for checkpoint, pins, forks in connection.execute(_PINNED).fetchall():  # one that was left behind needs nothing
+            note(connection, checkpoint, pins=forks - pins)
     return Salvaged(tuple(copied), left)
 
 

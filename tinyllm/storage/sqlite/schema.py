@@ -231,7 +231,7 @@ UPDATE arrivals SET crc = seal(id, activation, message, hash, path, depth);
 UPDATE steps SET crc = seal(id, activation, node, ended_at, duration_ms, attempts, status);
 UPDATE checkpoints SET
     crc = seal({seals.CHECKPOINT}),
-    notes_crc = CASE WHEN coalesce(label, task) IS NOT NULL THEN seal(id, label, task) END;
+    notes_crc = CASE WHEN coalesce(label, task) IS NOT NULL OR pins > 0 THEN seal(id, label, task, pins) END;
 UPDATE commands SET crc = seal(trace, kind, activation, name, body) WHERE consumed = 0;
 """
 

@@ -8,6 +8,7 @@ checkpoint says the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 from zlib import crc32
 
 from tinyllm.storage.framing import Frame, checksum_of
@@ -25,8 +26,18 @@ changes"""
 CHANGE = "id, state, attempts, error, tries, due, progress, asked"
 """The columns of an activation that a change replaces."""
 
+_READ_NOTES = "SELECT label, task, pins FROM checkpoints WHERE id = ?"
+_NOTE = "UPDATE checkpoints SET label = ?, task = ?, pins = ?, notes_crc = ? WHERE id = ?"
 _READ_TRACE = f"SELECT {TRACE} FROM traces WHERE key = ?"
 _SEAL_TRACE = "UPDATE traces SET crc = ? WHERE key = ?"
+
+
+class Notes(NamedTuple):
+    """What is noted at a checkpoint after it was written. `pins`: how many forks start from it."""
+
+    label: str | None
+    task: str | None
+    pins: int
 
 
 def seal(values: Sequence[object]) -> int:
@@ -72,6 +83,19 @@ def error_seal(trace: int, error: Frame | None) -> int | None:
     return None if error is None else seal((trace, error))
 
 
-def notes_seal(row: int, label: str | None, task: str | None) -> int | None:
+def notes_seal(row: int, label: str | None, task: str | None, pins: int) -> int | None:
     """Of what is noted at a checkpoint later, which most have nothing of."""
-    return None if label is None and task is None else seal((row, label, task))
+    return None if label is None and task is None and not pins else seal((row, label, task, pins))
+
+
+def note(connection: sqlite3.Connection, checkpoint: int, *, pins: int = 0, **to: str | None) -> bool:
+    """Change what is noted at a checkpoint, by its row id: its `label`, its `task`, and how many pins it has by `pins`.
+    Returns whether it is there."""
+    found = connection.execute(_READ_NOTES, (checkpoint,)).fetchone()
+    if found is None:
+        return False
+    notes = Notes(*found)
+    notes = notes._replace(pins=notes.pins + pins, **to)
+    crc = notes_seal(checkpoint, notes.label, notes.task, notes.pins)
+    connection.execute(_NOTE, (notes.label, notes.task, notes.pins, crc, checkpoint))
+    return True

@@ -40,7 +40,7 @@ from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.read import kept
 from tinyllm.storage.sqlite.rows import Rows, execute_all, frame
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-from tinyllm.storage.sqlite.seals import error_seal, notes_seal, seal_trace
+from tinyllm.storage.sqlite.seals import error_seal, note, seal_trace
 
 _ADMIT = """
 INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
@@ -61,11 +61,7 @@ SELECT :trace_id, t.graph_id, t.graph_version, t.graph_path, t.graph, t.fingerpr
 FROM traces t JOIN checkpoints c ON c.id = :checkpoint WHERE t.key = :parent
 ON CONFLICT (trace_id) DO NOTHING
 """
-_PIN = """
-UPDATE checkpoints SET pins = pins + 1
-WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
-"""
-_UNPIN = "UPDATE checkpoints SET pins = pins - 1 WHERE id = ?"
+_LIVES = "SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL"
 # Epoch check, gap check and idempotence in one: a trace for which one of them fails is not among the keys returned.
 # Two statements, so that the usual one leaves the index on owners alone.
 _APPEND = """
@@ -98,10 +94,6 @@ _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
 _LAST_TASK = "SELECT last_task, history FROM traces WHERE key = ?"
-_NOTED = """
-SELECT task FROM checkpoints WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
-"""
-_LABEL = "UPDATE checkpoints SET label = ?, notes_crc = ? WHERE id = ?"
 _DEFINE = "INSERT INTO graphs (digest, body, crc) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
 _RENEW = """
 UPDATE owners SET beat = beat + 1, renewed_at = ?
@@ -210,7 +202,7 @@ class Writing:
             return refused
         checkpoint = row_id(write.parent, write.rev)
         # Pinned first: that finds out whether it is there and whether its trace was deleted.
-        if self._connection.execute(_PIN, (checkpoint, write.parent)).rowcount != 1:
+        if not self._note(write.parent, checkpoint, pins=1):
             return self._not_kept(write.parent, write.trace_id, write.rev)
         values = {
             "trace_id": write.trace_id,
@@ -225,7 +217,7 @@ class Writing:
         }
         cursor = self._connection.execute(_FORK, values)
         if cursor.rowcount != 1:
-            self._connection.execute(_UNPIN, (checkpoint,))
+            note(self._connection, checkpoint, pins=-1)
             return TraceExists(write.trace_id)
         task, window = self._connection.execute(_LAST_TASK, (cursor.lastrowid,)).fetchone()
         return self._begin(cursor, write.rev + 1, attrs.evolve(first, task=task), window)
@@ -358,11 +350,14 @@ class Writing:
 
     def _label(self, write: Label) -> Outcome:
         checkpoint = row_id(write.trace, write.rev)
-        noted = self._connection.execute(_NOTED, (checkpoint, write.trace)).fetchone()
-        if noted is None:
+        if not self._note(write.trace, checkpoint, label=write.label):
             return self._not_kept(write.trace, write.trace_id, write.rev)
-        self._connection.execute(_LABEL, (write.label, notes_seal(checkpoint, write.label, noted[0]), checkpoint))
         return Done()
+
+    def _note(self, trace: int, checkpoint: int, *, pins: int = 0, **to: str | None) -> bool:
+        """As `note`, of a trace that is not deleted."""
+        lives = self._connection.execute(_LIVES, (trace,)).fetchone() is not None
+        return lives and note(self._connection, checkpoint, pins=pins, **to)
 
     def _not_kept(self, trace: int, trace_id: str, rev: int) -> CheckpointNotFound:
         name, steps = kept(self._connection, trace)

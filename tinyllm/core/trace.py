@@ -14,7 +14,7 @@ import attrs
 from tinyllm.actors import events
 from tinyllm.actors.lease import TTL
 from tinyllm.actors.plan import Plan
-from tinyllm.core.changes import changes
+from tinyllm.core.checks import check_graph, check_own_graph, check_same_fork, initial_variables
 from tinyllm.core.engine import Client
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
@@ -25,21 +25,16 @@ from tinyllm.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
     ConfigError,
-    GraphChanged,
-    NodeMissing,
-    NothingToRun,
     OwnershipLost,
     TraceEnded,
     TraceExists,
     TraceMismatch,
-    ValueNotStorable,
 )
-from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.definition import Graph
 from tinyllm.graph.findings import near
 from tinyllm.graph.messages import TaskResponse
 from tinyllm.graph.payload import Captured
 from tinyllm.graph.values import digest
-from tinyllm.graph.variables import capture_variables
 from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
@@ -57,7 +52,6 @@ from tinyllm.storage.contract import (
     TraceRecord,
 )
 from tinyllm.storage.owners import is_owned, refuse_owned
-from tinyllm.storage.records import BY_HAND
 
 OWNER_POLL_SECONDS = 1.0
 
@@ -83,7 +77,7 @@ class TraceCall:
         self, task: Captured, variables: Mapping[str, Any], trace_id: str | None, accept_graph_change: bool
     ) -> TaskResponse:
         """As `Executor.execute`."""
-        initial = self._initial(variables, "variables")
+        initial = initial_variables(self._graph, variables, "variables")
         task_digest = _input_digest(task, initial)
         if trace_id is not None:
             check_trace_id(trace_id)
@@ -99,7 +93,7 @@ class TraceCall:
                 return await self._admit(plan, task, initial, task_digest)
             except TraceExists:  # chosen at random, or admitted by somebody else just now
                 record = None if trace_id is None else await self._storage.trace(trace_id)
-        self._check_own_graph(record)
+        check_own_graph(self._graph, record)
         if record.task_digest != task_digest:
             remedy = "use a new id, or resume the trace without naming them"
             raise TraceMismatch(record.trace_id, "task, or other initial variables", remedy)
@@ -120,7 +114,7 @@ class TraceCall:
             if answers:  # what was asked is asked again
                 raise
             return await self._fall_back(damage, accept_graph_change, take_over, rerun_effects)
-        self._check_own_graph(snapshot.record)
+        check_own_graph(self._graph, snapshot.record)
         if answers:
             await leave_answers(self._storage, trace_id, answers.items())
             self._client.engine.look()
@@ -135,7 +129,7 @@ class TraceCall:
     async def execute_in(self, trace_id: str, task: Captured, accept_graph_change: bool) -> TaskResponse:
         """As `Executor.execute(task, resume_trace_id=trace_id)`."""
         record = await found(self._storage, trace_id)
-        self._check_own_graph(record)
+        check_own_graph(self._graph, record)
         if record.status in ("cancelled", "quarantined"):
             raise TraceEnded(trace_id, record.status)
         return await self._go_on(record, retry=True, accept_graph_change=accept_graph_change, task=task)
@@ -149,16 +143,16 @@ class TraceCall:
         accept_graph_change: bool,
     ) -> TaskResponse:
         """As `Executor.fork`."""
-        initial = self._initial(variables, "set")
+        initial = initial_variables(self._graph, variables, "set")
         parent = await found(self._storage, trace_id)
-        self._check_own_graph(parent)
+        check_own_graph(self._graph, parent)
         point = await self._point(parent.trace_id, at)
         child = None if child_id is None else await self._storage.trace(check_trace_id(child_id))
         if child is not None:
-            await self._check_same_fork(parent, point, child, initial)
+            await check_same_fork(self._storage, parent, point, child, initial)
             return await self._go_on(child, retry=True, accept_graph_change=accept_graph_change)
         snapshot = await self._storage.load(parent.trace_id, point.rev)
-        noted = await self._check_graph(snapshot, accept_graph_change)
+        noted = await check_graph(self._storage, self._graph, snapshot, accept_graph_change)
         name = child_id or await free_trace_id(self._storage, self._graph.id)
         owner = self._client.engine.owner_id
         delta = fork_delta(snapshot, initial)
@@ -170,8 +164,8 @@ class TraceCall:
     ) -> TaskResponse:
         """Go on with a damaged trace from its newest checkpoint that is whole, under its own id."""
         good = await self._storage.load_intact(damage.trace_id)
-        self._check_own_graph(good.record)
-        noted = await self._check_graph(good, accept_graph_change)
+        check_own_graph(self._graph, good.record)
+        noted = await check_graph(self._storage, self._graph, good, accept_graph_change)
         if not take_over and (record := await self._unowned(good.record)) is not good.record:
             return await self.resume(record.trace_id, accept_graph_change, rerun_effects=rerun_effects)  # it has moved
         way = await WayBack.of(self._storage, good, damage)
@@ -259,7 +253,7 @@ class TraceCall:
         self._client.trace_id = record.trace_id
         if snapshot is None or seen is not record:
             snapshot = await self._storage.load(record.trace_id)
-        noted = await self._check_graph(snapshot, accept_graph_change)
+        noted = await check_graph(self._storage, self._graph, snapshot, accept_graph_change)
         try:
             acquired = await self._acquire(record.trace, record.trace_id, record.epoch)
         except OwnershipLost:  # to somebody who executes it now, or who answered, or saved a checkpoint, just then
@@ -380,58 +374,7 @@ class TraceCall:
         await carry_out(self._storage, plan.trace_id)
         return attrs.evolve(told, status=(await found(self._storage, plan.trace_id)).status)
 
-    # -- what is checked ---------------------------------------------------------------------------------------
-
-    def _initial(self, variables: Mapping[str, Any], where: str) -> dict[str, bytes]:
-        """Variables that are given from outside."""
-        captured = capture_variables(variables, where)
-        for key, body in captured.items():
-            if self._graph.variables.get(key) == "append" and not body.startswith(b"["):
-                raise ValueNotStorable(f"{where}[{key!r}]", "its reducer is append; give it a list")
-        return captured
-
-    def _check_own_graph(self, record: TraceRecord) -> None:
-        if record.fingerprint == BY_HAND:
-            raise NothingToRun(record.trace_id)
-        if record.graph_id != self._graph.id:
-            remedy = f"resume it with graph {record.graph_id!r}, or use a new id"
-            raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})", remedy)
-
-    async def _check_same_fork(
-        self,
-        parent: TraceRecord,
-        point: CheckpointRecord,
-        child: TraceRecord,
-        variables: Mapping[str, bytes],
-    ) -> None:
-        """Refuse to take an existing trace for a fork that was made otherwise."""
-        remedy = "use a new id, or resume the trace"
-        if child.parent != parent.trace_id:
-            raise TraceExists(child.trace_id)
-        if child.parent_rev != point.rev:
-            raise TraceMismatch(child.trace_id, "point to fork from", remedy)
-        before, first = (
-            await self._storage.load(parent.trace_id, point.rev),
-            await self._storage.load(child.trace_id, point.rev + 1),
-        )
-        was, now = ({key: rows[0].seq for key, rows in snapshot.variables.items()} for snapshot in (before, first))
-        changed = {key: first.variables[key][0].body for key, seq in now.items() if was.get(key) != seq}
-        if changed != dict(variables):
-            raise TraceMismatch(child.trace_id, "set of variables", remedy)
-
-    async def _check_graph(self, snapshot: Snapshot, accept_graph_change: bool) -> list[str]:
-        """What changed in the graph and may be accepted."""
-        trace_id = snapshot.record.trace_id
-        serious: list[str] = []
-        harmless: list[str] = []
-        if snapshot.record.definition_digest != digest(self._graph.definition):
-            serious, harmless = changes(await self._storage.definition(trace_id), self._graph)
-        if serious and not accept_graph_change:
-            raise GraphChanged(trace_id, tuple(serious))
-        missing = sorted({after(row.node) for row in snapshot.frontier} - self._graph.nodes.keys() - {END})
-        if missing:
-            raise NodeMissing(trace_id, tuple(missing))
-        return serious + harmless
+    # -- who has it --------------------------------------------------------------------------------------------
 
     async def _unowned(self, record: TraceRecord) -> TraceRecord:
         """`record`, once it is sure that nobody executes it.

@@ -1,0 +1,71 @@
+"""What is checked before a trace goes on: whose it is, of which graph, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from tinyllm.core.changes import changes
+from tinyllm.errors import GraphChanged, NodeMissing, NothingToRun, TraceExists, TraceMismatch, ValueNotStorable
+from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.values import digest
+from tinyllm.graph.variables import capture_variables
+from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, Snapshot, TraceRecord
+from tinyllm.storage.records import BY_HAND
+
+
+def initial_variables(graph: Graph, variables: Mapping[str, Any], where: str) -> dict[str, bytes]:
+    """Variables that are given from outside."""
+    captured = capture_variables(variables, where)
+    for key, body in captured.items():
+        if graph.variables.get(key) == "append" and not body.startswith(b"["):
+            raise ValueNotStorable(f"{where}[{key!r}]", "its reducer is append; give it a list")
+    return captured
+
+
+def check_own_graph(graph: Graph, record: TraceRecord) -> None:
+    if record.fingerprint == BY_HAND:
+        raise NothingToRun(record.trace_id)
+    if record.graph_id != graph.id:
+        remedy = f"resume it with graph {record.graph_id!r}, or use a new id"
+        raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})", remedy)
+
+
+async def check_same_fork(
+    storage: CheckpointStorage,
+    parent: TraceRecord,
+    point: CheckpointRecord,
+    child: TraceRecord,
+    variables: Mapping[str, bytes],
+) -> None:
+    """Refuse to take an existing trace for a fork that was made otherwise."""
+    remedy = "use a new id, or resume the trace"
+    if child.parent != parent.trace_id:
+        raise TraceExists(child.trace_id)
+    if child.parent_rev != point.rev:
+        raise TraceMismatch(child.trace_id, "point to fork from", remedy)
+    before, first = (
+        await storage.load(parent.trace_id, point.rev),
+        await storage.load(child.trace_id, point.rev + 1),
+    )
+    was, now = ({key: rows[0].seq for key, rows in snapshot.variables.items()} for snapshot in (before, first))
+    changed = {key: first.variables[key][0].body for key, seq in now.items() if was.get(key) != seq}
+    if changed != dict(variables):
+        raise TraceMismatch(child.trace_id, "set of variables", remedy)
+
+
+async def check_graph(
+    storage: CheckpointStorage, graph: Graph, snapshot: Snapshot, accept_graph_change: bool
+) -> list[str]:
+    """What changed in the graph and may be accepted."""
+    trace_id = snapshot.record.trace_id
+    serious: list[str] = []
+    harmless: list[str] = []
+    if snapshot.record.definition_digest != digest(graph.definition):
+        serious, harmless = changes(await storage.definition(trace_id), graph)
+    if serious and not accept_graph_change:
+        raise GraphChanged(trace_id, tuple(serious))
+    missing = sorted({after(row.node) for row in snapshot.frontier} - graph.nodes.keys() - {END})
+    if missing:
+        raise NodeMissing(trace_id, tuple(missing))
+    return serious + harmless

@@ -16,7 +16,7 @@ from tinyllm.actors.protocol import Ask, Durable, Put
 from tinyllm.actors.schedule import TraceSchedule, WriteNow
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.storage.contract import Delta, Outcome
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, store, write
 from tinyllm.storage.sqlite.library import sqlite3
 
 BUSY = 0.02
@@ -113,3 +113,16 @@ def write_without_looking() -> None:
         for column in ("epoch", "rev"):
             statement = statement.replace(f"AND {column} = ", f"AND {column} >= ")
         setattr(write, name, statement)
+
+
+def check_then_write() -> None:
+    """Whoever takes a trace over looks whose it is, and then writes, whoever has taken it since."""
+    write._ACQUIRE = """
+    UPDATE traces SET epoch = ?4 + 1, owner = ?1, updated_at = ?2 WHERE key = ?3 AND trace_id IS NOT NULL
+    RETURNING rev, graph, EXISTS (SELECT 1 FROM commands WHERE trace = traces.key AND consumed = 0)
+    """
+
+
+def prune_ignoring_a_pin() -> None:
+    """A checkpoint goes although a fork starts from it."""
+    prune._DROPPABLE = prune._DROPPABLE.replace("pins = 0 AND", "")

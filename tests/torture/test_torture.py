@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.torture.victim import ROOT
+from tests.torture.forked import ROOT
 
 pytestmark = pytest.mark.timeout(300)
 

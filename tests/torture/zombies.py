@@ -22,8 +22,9 @@ from unittest.mock import patch
 import anyio
 import attrs
 
-from tests.torture.trial import Task, Trial, Violation
-from tests.torture.victim import PATIENCE, ROOT
+from tests.torture.forked import ROOT
+from tests.torture.trial import LOOPS, Task, Trial, Violation
+from tests.torture.victim import PATIENCE
 from tinyllm import Executor, ExecutorConfig, Graph, GraphBuilder, SQLiteCheckpointStorage
 from tinyllm.errors import DatabaseLocked, OwnershipLost
 from tinyllm.storage.sqlite import database
@@ -81,7 +82,7 @@ def stop_one(task: Task, number: int, tally: Tally) -> None:
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.mkdir()
     rng = random.Random(f"{task.seed}/{number}")
-    loop, durability = rng.choice(("asyncio", "trio")), rng.choice(("sync", "async"))
+    loop, durability = rng.choice(LOOPS), rng.choice(("sync", "async"))
     store = task.folder / "store"
     command = [sys.executable, "-m", __name__, str(store), loop, durability, task.plant or ""]
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
@@ -90,7 +91,7 @@ def stop_one(task: Task, number: int, tally: Tally) -> None:
             hear(process, "begun")
             time.sleep(rng.uniform(0, LONGEST))  # the instant is what is tried
             process.send_signal(signal.SIGSTOP)
-            taken = anyio.run(take_over, store, process, tally, backend=rng.choice(("asyncio", "trio")))
+            taken = anyio.run(take_over, store, process, tally, backend=rng.choice(LOOPS))
             before = rows(store, taken)
             process.send_signal(signal.SIGCONT)
             told = json.loads(hear(process, "{"))
@@ -176,7 +177,11 @@ def rows(store: Path, traces: list[str]) -> list[Any]:
         return found
 
 
-TRIALS = (Trial("zombie", "a process is stopped, its traces are taken over, and it goes on", 500, 5_000, run_trial),)
+TRIALS = (
+    Trial(
+        "zombie", "a process is stopped, its traces are taken over, and it goes on", 500, 5_000, run_trial, on_disk=True
+    ),
+)
 
 
 # -- the process -------------------------------------------------------------------------------------------------

@@ -19,10 +19,10 @@ import time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.torture import faults, kills, power, races, zombies
+from tests.torture import faults, kills, model, power, races, zombies
 from tests.torture.trial import MEMORY, Task, Trial, Violation
 
-TRIALS = {trial.name: trial for module in (kills, zombies, races, power, faults) for trial in module.TRIALS}
+TRIALS = {trial.name: trial for module in (model, kills, power, faults, races, zombies) for trial in module.TRIALS}
 
 
 def carry_out(trial: Trial, task: Task) -> bool:

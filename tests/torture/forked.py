@@ -28,6 +28,7 @@ WARM = (
     "tests.torture.plants",
     "tests.torture.races",
     "tests.torture.small",
+    "tests.torture.zombies",
 )
 """What is imported before anything is forked, with all that these import: what a process of ours imports anyhow."""
 
@@ -57,8 +58,11 @@ class Forked:
         self.stdout.close()
 
     def kill(self) -> None:
+        self.send(signal.SIGKILL)
+
+    def send(self, number: signal.Signals) -> None:
         if self.returncode is None:
-            os.kill(self.pid, signal.SIGKILL)  # nobody else has this id now: it is reaped only in `wait`
+            os.kill(self.pid, number)  # nobody else has this id now: it is reaped only in `wait`
 
     def wait(self) -> int:
         """Its exit code, or, negative, the signal that ended it; as `subprocess` has it."""

@@ -20,15 +20,13 @@ import attrs
 
 from tests.torture.forked import Forked, Nursery
 from tests.torture.trial import LOOPS, Task, Trial, Violation
+from tests.torture.victim import PATIENCE
 from tinyllm import Executor, ExecutorConfig, Graph, GraphBuilder
 from tinyllm.errors import TinyLLMError, TraceOwned
 
-PATIENCE = 60.0
-"""Seconds after which a process that says nothing is taken to hang."""
-
 
 @attrs.frozen
-class Order:
+class Racer:
     """What a process does: `execute` or `resume` the trace `t` of the store in `folder`."""
 
     folder: str
@@ -49,44 +47,40 @@ def run_trial(task: Task) -> str:
             folder = task.folder / "race"
             shutil.rmtree(folder, ignore_errors=True)
             shutil.copytree(left, folder)
-            orders = [
-                Order(str(folder), rng.choice(LOOPS), rng.choice(("execute", "resume")), task.plant) for _ in range(2)
-            ]
-            won[race(nursery, folder, orders)] += 1
-    how = ", ".join(f"{count:,} by {loops}" for loops, count in won.most_common())
-    return f"{won.total():,} races ({how}): 1 process executed the trace, the other named it"
+            how = ("execute", "resume")
+            racers = [Racer(str(folder), rng.choice(LOOPS), rng.choice(how), task.plant) for _ in range(2)]
+            won[race(nursery, folder, racers)] += 1
+    which = ", ".join(f"{count:,} by {loops}" for loops, count in won.most_common())
+    return f"{won.total():,} races ({which}): 1 process executed the trace, the other named it"
 
 
 def leave(nursery: Nursery, folder: Path) -> None:
     """Have a process begin the trace, and die of it."""
-    with nursery.start(
-        f"{__name__}:live", attrs.asdict(Order(str(folder), "asyncio", "execute", None)), log(folder)
-    ) as it:
-        if [hear(it)["event"] for _ in range(2)] != ["ready", "running"]:
+    with start(nursery, Racer(str(folder), "asyncio", "execute", None)) as process:
+        if [hear(process)["event"] for _ in range(2)] != ["ready", "running"]:
             raise Violation(f"the trace was not begun: {log(folder).read_text()}")
 
 
-def race(nursery: Nursery, folder: Path, orders: list[Order]) -> str:
+def race(nursery: Nursery, folder: Path, racers: list[Racer]) -> str:
     """Returns on which loop the winner ran, against which."""
     began = time.time()
     with ExitStack() as stack:
         end = stack.enter_context(ExitStack())
         end.enter_context(closed(folder / "end"))
         with closed(folder / "start"):
-            given = [attrs.asdict(order) for order in orders]
-            racers = [stack.enter_context(nursery.start(f"{__name__}:live", each, log(folder))) for each in given]
-            for racer in racers:
-                if hear(racer) != {"event": "ready"}:
+            processes = [stack.enter_context(start(nursery, racer)) for racer in racers]
+            for process in processes:
+                if hear(process) != {"event": "ready"}:
                     raise Violation("a process cannot begin")
-        told = [hear(racer) for racer in racers]
+        told = [hear(process) for process in processes]
         if [each["event"] for each in told].count("running") != 1:
             raise Violation(f"of two that resumed one trace, these were the outcomes: {told}")
         winner = next(at for at, each in enumerate(told) if each["event"] == "running")
-        check_told(told[1 - winner], racers[winner].pid, began)
+        check_told(told[1 - winner], processes[winner].pid, began)
         end.close()
-        if (ended := hear(racers[winner])) != {"event": "ended", "status": "completed"}:
+        if (ended := hear(processes[winner])) != {"event": "ended", "status": "completed"}:
             raise Violation(f"the one that executed the trace says {ended}")
-    return f"{orders[winner].loop} against {orders[1 - winner].loop}"
+    return f"{racers[winner].loop} against {racers[1 - winner].loop}"
 
 
 def check_told(told: dict[str, Any], pid: int, began: float) -> None:
@@ -105,6 +99,10 @@ def hear(process: Forked) -> dict[str, Any]:
     if not line:
         raise Violation(f"a process ended with {process.wait()}")
     return dict(json.loads(line))
+
+
+def start(nursery: Nursery, racer: Racer) -> Forked:
+    return nursery.start(f"{__name__}:live", attrs.asdict(racer), log(Path(racer.folder)))
 
 
 def log(folder: Path) -> Path:
@@ -154,9 +152,9 @@ def gated(folder: Path) -> Graph:
 
 
 def live(given: dict[str, Any]) -> None:
-    order = Order(**given)
-    folder = Path(order.folder)
-    Task(folder, 0, 0, plant=order.plant).plant_it()
+    racer = Racer(**given)
+    folder = Path(racer.folder)
+    Task(folder, 0, 0, plant=racer.plant).plant_it()
 
     async def execute() -> None:
         async with Executor(gated(folder), ExecutorConfig(), folder / "store") as executor:
@@ -165,7 +163,7 @@ def live(given: dict[str, Any]) -> None:
             else:
                 tell(event="ready")
             try:
-                if order.how == "execute":
+                if racer.how == "execute":
                     response = await executor.execute("task", trace_id="t")
                 else:
                     response = await executor.resume_from_checkpoint("t")
@@ -175,7 +173,7 @@ def live(given: dict[str, Any]) -> None:
             except TinyLLMError as error:
                 tell(event=type(error).__name__, error=str(error))
 
-    anyio.run(execute, backend=order.loop)
+    anyio.run(execute, backend=racer.loop)
 
 
 TRIALS = (Trial("race", "two processes resume one trace at the same instant", 500, 10_000, run_trial),)

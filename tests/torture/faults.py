@@ -30,7 +30,7 @@ CODES = {
 NAMES = {IOERR_WRITE: "EIO", FULL: "ENOSPC", IOERR_SHORT: "short", IOERR_TRUNCATE: "EIO", IOERR_FSYNC: "EIO"}
 
 CALLS = 12
-"""Of the store, in one piece of work."""
+"""Of the store, in one piece of work; which has about 1,500 faults then."""
 
 
 @attrs.frozen
@@ -137,7 +137,7 @@ TRIALS = (
     Trial(
         "faults",
         "every write, cut and sync of the disk fails once: EIO, ENOSPC, half of it written",
-        1_500,
+        1_700,
         20_000,
         run_trial,
     ),

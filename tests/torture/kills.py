@@ -127,7 +127,12 @@ class Torture:
     def order(self, folder: Path, loop: str) -> Order:
         piece = self.piece
         return Order(
-            graph=piece.graph, task=piece.task, folder=str(folder), backend=loop, variables=piece.variables(folder)
+            graph=piece.graph,
+            task=piece.task,
+            folder=str(folder),
+            backend=loop,
+            variables=piece.variables(folder),
+            config={"durability": self.durability or "sync"},
         )
 
     # -- one trace ---------------------------------------------------------------------------------------------

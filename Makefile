@@ -12,8 +12,9 @@ endef
 demo: .venv/ready
 	@$(BIN)/python examples/demo.py
 
+# On as many cores as there are; but a container may say that it has more than it may use.
 test: lint types imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal
 
 docs: .venv/ready
 	$(BIN)/python -m sphinx -W --keep-going -E -q docs build/docs

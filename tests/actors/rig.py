@@ -22,7 +22,7 @@ from tinyllm.actors.scheduler import CheckpointScheduler
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.graph.definition import Graph
 from tinyllm.graph.payload import Captured, encode_payload
-from tinyllm.storage.contract import Acquire, Acquired, Admit, Admitted
+from tinyllm.storage.contract import Acquire, Acquired, Admit, Admitted, HighWater
 from tinyllm.storage.memory import InMemoryCheckpointStorage
 
 
@@ -72,6 +72,7 @@ class Rig:
         may_start: Callable[[], bool] = lambda: True,
         stopped: bool = False,
         observed: bool = True,
+        high_water: HighWater | None = None,
     ) -> Run:
         return Run(
             plan,
@@ -83,7 +84,7 @@ class Rig:
             merges=self.policy.merges,
             stopped=stopped,
             may_start=may_start,
-            high_water=None,
+            high_water=high_water,
             emit=self.events.append if observed else None,
         )
 

@@ -68,6 +68,20 @@ async def test_what_an_observer_hears() -> None:
     assert committed[-1] == 4
 
 
+async def test_how_far_a_run_is_is_noted_before_anything_starts() -> None:
+    class Mark:
+        def note(self, step: int, running: int) -> None:
+            notes.append((len(made.events), step, running))
+
+        def close(self) -> None: ...
+
+    notes: list[tuple[int, int, int]] = []
+    async with rig(fan(2)) as made:
+        await made.run(made.admit(), high_water=Mark()).run()
+    assert notes[0] == (0, 0, 0)
+    assert notes[-1][1:] == (4, 0)
+
+
 async def test_without_a_journal_a_run_records_nothing_and_ends_all_the_same() -> None:
     async with rig(fan(3), durability="sync") as made:
         journal, made.journal = made.journal, None

@@ -64,8 +64,9 @@ class Tracked:
     naive: NaiveTrace
     last: Delta
 
-    def __repr__(self) -> str:
-        return self.naive.trace_id
+    def _repr_pretty_(self, printer: Any, _cycle: bool) -> None:
+        """Where hypothesis tells what it drew."""
+        printer.text(self.naive.trace_id)
 
     @property
     def ended(self) -> bool:

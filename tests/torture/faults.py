@@ -18,7 +18,7 @@ from tests.torture.disk import FULL, IOERR_FSYNC, IOERR_SHORT, IOERR_TRUNCATE, I
 from tests.torture.power import content, work
 from tests.torture.trial import Task, Trial, Violation
 from tinyllm import SQLiteCheckpointStorage
-from tinyllm.errors import StorageError
+from tinyllm.errors import StorageError, TinyLLMError
 
 CODES = {
     "write": (IOERR_WRITE, FULL, IOERR_SHORT),
@@ -30,7 +30,7 @@ CODES = {
 NAMES = {IOERR_WRITE: "EIO", FULL: "ENOSPC", IOERR_SHORT: "short", IOERR_TRUNCATE: "EIO", IOERR_FSYNC: "EIO"}
 
 CALLS = 12
-"""Of the store, in one piece of work."""
+"""Of the store, in one piece of work; which has about 1,500 faults then."""
 
 
 @attrs.frozen
@@ -88,9 +88,12 @@ async def fail_once(folder: Path, seed: str, at: int = -1, code: int = OK) -> tu
 async def compare(storage: SQLiteCheckpointStorage, writers: dict[str, Writer]) -> None:
     """Read everything, by its checksums and counts."""
     for trace_id, writer in writers.items():
-        snapshot = await storage.load(trace_id)
-        steps = [step.step for step in await storage.steps(trace_id, limit=1_000_000)]
-        messages = await storage.messages(trace_id, limit=1_000_000)
+        try:
+            snapshot = await storage.load(trace_id)
+            steps = [step.step for step in await storage.steps(trace_id, limit=1_000_000)]
+            messages = await storage.messages(trace_id, limit=1_000_000)
+        except TinyLLMError as error:
+            raise Violation(f"{trace_id} cannot be read: {error}") from error
         found = (snapshot.rev, snapshot.marks, len(messages), steps)
         wanted = (writer.rev, writer.marks, writer.history, list(range(1, writer.step + 1)))
         if found != wanted:
@@ -118,19 +121,23 @@ def make(task: Task, piece: int, at: int = -1, code: int = OK) -> tuple[list[Cha
 
 
 def all_faults(task: Task) -> Iterator[Fault]:
-    """Every way in which a change can fail; of one piece of work after the other."""
+    """Every way in which a change can fail; of one piece of work after the other, of each in random order."""
     for piece in count():
         changes, _ = make(task, piece)
-        for at, change in enumerate(changes):
-            for code in CODES.get(change.kind, ()):
-                yield Fault(piece, at, change.kind, code)
+        faults = [
+            Fault(piece, at, change.kind, code)
+            for at, change in enumerate(changes)
+            for code in CODES.get(change.kind, ())
+        ]
+        random.Random(f"{task.seed}/{piece}").shuffle(faults)
+        yield from faults
 
 
 TRIALS = (
     Trial(
         "faults",
         "every write, cut and sync of the disk fails once: EIO, ENOSPC, half of it written",
-        1_500,
+        1_700,
         20_000,
         run_trial,
     ),

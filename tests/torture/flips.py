@@ -41,7 +41,7 @@ from tinyllm.storage.sqlite.database import FILE_NAME
 FILES = (FILE_NAME, f"{FILE_NAME}-wal", COMMITS)
 CONFIG = ExecutorConfig(durability="sync", max_checkpoints_per_trace=6)
 EFFECTS = "send"
-LETTER = " ".join(str(number) for number in range(800))
+LETTER = " ".join(str(number) for number in range(300))
 """So large that a flip often hits what has effects."""
 
 

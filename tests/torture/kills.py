@@ -1,7 +1,8 @@
-"""Kill the survey at random instants, resume it, and check every time that nothing recorded was lost or done again.
+"""Kill a trace at random instants, resume it, and check every time that nothing recorded was lost or done again.
 
 A trace is killed several times, then left to end; then comes the next one. The loops alternate, so that what one left
-the other resumes.
+the other resumes. Most kills hit a small piece of work in processes that start in milliseconds; some hit the survey, in
+processes as a user starts them, with the worker processes that it has.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import ExitStack
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -20,16 +22,15 @@ from typing import Any
 import anyio
 import attrs
 
-from tests.torture import survey, witness
-from tests.torture.trial import Task, Trial, Violation
+from tests.torture import small, survey, witness
+from tests.torture.forked import Nursery
+from tests.torture.piece import Piece
+from tests.torture.trial import LOOPS, MEMORY, Task, Trial, Violation
 from tests.torture.victim import Kill, Lived, Order, adopt_orphans, run, wait_for_group
 from tinyllm import SQLiteCheckpointStorage, StorageConfig
+from tinyllm.actors.dispatch import CREDIT
 from tinyllm.graph.payload import decode_payload
 
-LOOPS = ("asyncio", "trio")
-FILES, BATCH = 60, 2
-BATCHES = FILES // BATCH
-STEPS = BATCHES + 4
 MOST_KILLS = 9
 """Of one trace; more would only kill a process that starts."""
 START = ("importing", "opening the store", "starting")
@@ -38,11 +39,30 @@ START = ("importing", "opening the store", "starting")
 
 @attrs.frozen
 class Store:
-    """What a store has of the trace: its step, and the keys of the work that is recorded, one for each step."""
+    """What a store has of the trace: its steps, by node, and the keys of the work that is recorded, one for each."""
 
-    step: int = 0
     admitted: bool = False
+    nodes: tuple[str, ...] = ()
     keys: tuple[str, ...] = ()
+
+    @property
+    def step(self) -> int:
+        return len(self.nodes)
+
+
+@attrs.frozen
+class Handed:
+    """What is known of a trace that was killed: it had handed over one of `steps`. `noted`: it has noted which."""
+
+    steps: range = range(1)
+    noted: bool = False
+
+    def after(self, lived: Lived) -> Handed:
+        """What is known after one more life."""
+        for event in lived.of("TraceStarted"):
+            told = max(event["kept"], lived.highest_step("NodeFinished"))
+            return Handed(range(told, told + 2), bool(lived.of("NodeStarted")))  # a step is noted, and then told
+        return Handed(range(self.steps[-1] + 1))  # perhaps it had begun, and noted that it had done nothing yet
 
 
 @attrs.define
@@ -52,6 +72,7 @@ class Tally:
     traces: int = 0
     kept: int = 0
     lost: int = 0
+    most: int = 0
     unknown: int = 0
     again: int = 0
     orphans: int = 0
@@ -63,82 +84,92 @@ class Tally:
         return (
             f"{self.kills.total()} kills ({where})\n"
             f"{self.traces} traces completed after {self.resumes} resumes, which kept {self.kept} steps, ran again "
-            f"{self.again} activations that had been running, and lost {self.lost} finished steps"
-            f"{f' (unknown {self.unknown} times)' if self.unknown else ''}\n"
+            f"{self.again} activations that had been running, and lost {self.lost} finished steps, at most {self.most} "
+            f"at once{f' (unknown {self.unknown} times)' if self.unknown else ''}\n{self._orphans()}"
+            "0 recorded activations ran again, 0 results differ"
+        )
+
+    def _orphans(self) -> str:
+        return (
             f"{self.orphans} worker processes outlived a kill, the longest by {self.slowest * 1000:.0f} ms; "
             f"they wrote {self.late} lines\n"
-            "0 recorded activations ran again, 0 reports differ"
+            if self.orphans
+            else ""
         )
 
 
 class Torture:
-    def __init__(self, folder: Path, seed: int, plant: str | None, durability: str) -> None:
-        self.folder = folder
-        self.seed = seed
-        self.plant = plant
+    def __init__(self, task: Task, piece: Piece, durability: str | None, nursery: Nursery | None) -> None:
+        """`durability`: None: now this, now that. `nursery`: None: a victim is a Python of its own."""
+        self.folder = task.folder
+        self.seed = task.seed
+        self.plant = None if task.plant is None else f"tests.torture.plants:{task.plant}"
+        self.piece = piece
         self.durability = durability
+        self.nursery = nursery
         self.tally = Tally()
         self.reference = b""
         self.gaps: dict[str, list[float]] = {}
         """By loop: the seconds that an undisturbed victim takes to its first event, and from each to the next."""
 
     def prepare(self) -> None:
-        survey.make_input(self.folder / "input", FILES, str(self.seed))
         for loop in LOOPS:
-            lived = run(self.order(self.folder / loop, loop))
+            lived = run(self.order(self.folder / loop, loop), nursery=self.nursery)
             if lived.returncode != 0:
-                raise Violation(f"an undisturbed survey on {loop} ended with {lived.returncode}")
+                raise Violation(f"undisturbed, the trace on {loop} ended with {lived.returncode}")
             told = [0.0, *(event["at"] for event in lived.events)]
             self.gaps[loop] = [after - before for before, after in pairwise(told)]
-            report = self.report(self.folder / loop)
-            if self.reference not in (b"", report):
-                raise Violation("the report depends on the loop")
-            self.reference = report
+            result = self.piece.result(self.folder / loop, lived)
+            if self.reference not in (b"", result):
+                raise Violation("the result depends on the loop")
+            self.reference = result
 
     def order(self, folder: Path, loop: str) -> Order:
+        piece = self.piece
         return Order(
-            graph="tests.torture.survey:survey",
-            task=str(self.folder / "input"),
+            graph=piece.graph,
+            task=piece.task,
             folder=str(folder),
             backend=loop,
-            variables={"batch_size": BATCH, "out": str(folder / "out"), witness.FILE: str(folder / "witness")},
+            variables=piece.variables(folder),
+            config={"durability": self.durability or "sync"},
         )
-
-    @staticmethod
-    def report(folder: Path) -> bytes:
-        return b"".join((folder / "out" / name).read_bytes() for name in ("report.md", "report.json"))
 
     # -- one trace ---------------------------------------------------------------------------------------------
 
     def trace(self, number: int) -> None:
         """Kill the trace of that number, until it completes."""
         rng = random.Random(f"{self.seed}/{number}")
-        config = {"durability": self.durability, "max_checkpoints_per_trace": rng.choice([3, 100])}
+        durability = self.durability or rng.choice(("sync", "async"))
+        config = {"durability": durability, "max_checkpoints_per_trace": rng.choice([3, 100])}
         folder = self.folder / f"trace{number}"
         to_kill = rng.randint(2, MOST_KILLS)
-        before, seen, finished = Store(), 0, 0
+        before, seen, handed = Store(), 0, Handed()
         for attempt in range(to_kill + 1):
             loop = LOOPS[(number + attempt) % len(LOOPS)]
             kill = self.draw(rng, loop, before.step) if attempt < to_kill else None
-            lived = run(attrs.evolve(self.order(folder, loop), config=config, plant=self.plant), kill)
-            self.bury(lived, folder / "witness")
+            order = attrs.evolve(self.order(folder, loop), config=config, plant=self.plant)
+            lived = run(order, kill, self.nursery)
+            if self.nursery is None:
+                self.bury(lived, folder / witness.FILE)
             if lived.hung:
-                raise Violation("the survey hangs")
+                raise Violation("the trace hangs")
             if lived.returncode != 0 and not lived.killed:
-                raise Violation(f"the survey ended with {lived.returncode}")
-            after = anyio.run(read, folder / "store")
-            lines = witness.read(folder / "witness")
-            self.check(before, after, lived, lines[:seen], lines[seen:], finished)
+                raise Violation(f"the trace ended with {lived.returncode}: {order.log.read_text()[-1000:]}")
+            after = anyio.run(read, folder / "store", self.piece)
+            lines = witness.read(folder / witness.FILE)
+            self.check(before, after, lived, lines[:seen], lines[seen:], waits=durability == "sync")
+            for event in lived.of("TraceStarted"):
+                self.check_told(event, before, handed)
             before, seen = after, len(lines)
-            if lived.of("TraceStarted"):  # else what its predecessor left is still to be told
-                finished = lived.highest_step("NodeFinished")
+            handed = handed.after(lived)
             if lived.returncode == 0:
                 break
             self.tally.kills[phase(lived)] += 1
-        if before.step != STEPS:
-            raise Violation(f"the survey completed with {before.step} steps of {STEPS}")
-        if self.report(folder) != self.reference:
-            raise Violation("the report differs from the reference")
+        if before.step != self.piece.steps:
+            raise Violation(f"the trace completed with {before.step} steps of {self.piece.steps}")
+        if self.piece.result(folder, lived) != self.reference:
+            raise Violation("the result differs from the reference")
         self.tally.traces += 1
         shutil.rmtree(folder)
 
@@ -148,7 +179,7 @@ class Torture:
         Spread over time instead, most kills would hit the start of Python and of its worker processes.
         """
         gaps = self.gaps[loop]
-        told = rng.randrange(round(len(gaps) * (1 - step / STEPS)) + len(START))
+        told = rng.randrange(round(len(gaps) * (1 - step / self.piece.steps)) + len(START))
         gap = gaps[told] if told < len(START) else rng.choice(gaps[len(START) :])
         return Kill(rng.uniform(0, gap), told)
 
@@ -169,9 +200,11 @@ class Torture:
         lived: Lived,
         earlier: list[witness.Line],
         lines: list[witness.Line],
-        finished: int,
+        *,
+        waits: bool,
     ) -> None:
-        """Hold what the victim did against what the store had before and has now."""
+        """Hold what the victim did against what the store had before and has now. `waits`: what starts, starts when
+        what caused it is durable."""
         started = {line.key for line in lines if line.verb == "start"}
         if again := started.intersection(before.keys):
             raise Violation(f"recorded, and run again: {sorted(again)}")
@@ -179,35 +212,41 @@ class Torture:
             raise Violation(f"recorded twice: {twice}")
         if gone := set(before.keys) - set(after.keys):
             raise Violation(f"recorded, and gone: {sorted(gone)}")
-        for work in sorted(started):
-            causes = survey.causes(work, BATCHES) if self.durability == "sync" or work == "write" else set[str]()
-            if missing := causes.difference(after.keys):
-                raise Violation(f"{work!r} started although this was not durable: {sorted(missing)}")
+        for work in sorted({*started, *after.keys}):
+            rests = waits or work in after.keys or self.piece.has_effects(work)
+            if rests and (missing := self.piece.causes(work) - set(after.keys)):
+                what = "recorded" if work in after.keys else "started"
+                raise Violation(f"{work!r} {what} although this was not durable: {sorted(missing)}")
         if len({(line.id, line.key) for line in (*earlier, *lines)}) != len({line.key for line in (*earlier, *lines)}):
             raise Violation("the same work had two activation ids")
         if (said := lived.highest_step("Committed")) > after.step:
             raise Violation(f"step {said} was acknowledged as durable, and only {after.step} are")
-        for event in lived.of("TraceStarted"):
-            self.check_told(event, before, finished)
+        for event in lived.of("NodeFinished"):
+            if event["step"] <= after.step and after.nodes[event["step"] - 1] != event["node_id"]:
+                raise Violation(f"step {event['step']} was one of {event['node_id']!r}, and is recorded as another")
+        if (lost := lived.highest_step("NodeFinished") - after.step) > CREDIT:
+            raise Violation(f"a kill cost {lost} steps, more than the {CREDIT} that may be under way")
 
-    def check_told(self, event: Mapping[str, Any], before: Store, finished: int) -> None:
+    def check_told(self, event: Mapping[str, Any], before: Store, handed: Handed) -> None:
         kept, lost, again = event["kept"], event["lost"], event["again"]
         if event["resumed"] != before.admitted or kept != before.step:
             raise Violation(f"the trace says that it kept {kept} steps, and {before.step} are recorded")
-        if lost is not None and not 0 <= lost <= max(0, finished + 1 - kept):  # handed over, and then told
-            raise Violation(f"the trace says that it lost {lost} steps; {finished} had finished, {kept} are recorded")
+        if handed.noted if lost is None else lost not in {max(0, step - kept) for step in handed.steps}:
+            steps = f"{handed.steps[0]} to {handed.steps[-1]}"
+            raise Violation(f"the trace says that it lost {lost} steps; of {steps} handed over {kept} are recorded")
         self.tally.resumes += event["resumed"]
         self.tally.kept += kept
         self.tally.again += again
         self.tally.lost += lost or 0
+        self.tally.most = max(self.tally.most, lost or 0)
         self.tally.unknown += lost is None
 
 
-async def read(store: Path) -> Store:
+async def read(store: Path, piece: Piece) -> Store:
     """What `store` has, read from a copy: the next victim shall find it as the last one left it."""
     if not store.exists():
         return Store()
-    with tempfile.TemporaryDirectory() as copy:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as copy:
         shutil.copytree(store, copy, dirs_exist_ok=True)
         storage = SQLiteCheckpointStorage(StorageConfig(sqlite_path=copy))
         await storage.initialize()
@@ -215,16 +254,20 @@ async def read(store: Path) -> Store:
             record = await storage.trace("t")
             if record is None:
                 return Store()
+            snapshot = await storage.load("t")
             messages = await storage.messages("t", limit=1_000_000)
             steps = await storage.steps("t", limit=1_000_000)
         finally:
             await storage.close()
     if [step.step for step in steps] != list(range(1, record.step + 1)):
         raise Violation(f"the store has steps {[step.step for step in steps]}, and says {record.step}")
+    if (snapshot.rev, snapshot.step) != (record.rev, record.step):
+        raise Violation(f"the newest checkpoint is of rev {snapshot.rev}, and the trace is at {record.rev}")
     results = [row for row in messages if row.node]
     if Counter(row.node for row in results) != Counter(step.node for step in steps):
         raise Violation("the store has other results than steps")
-    return Store(record.step, True, tuple(survey.key(row.node, decode_payload(row.body).value) for row in results))
+    keys = tuple(piece.key(row.node, decode_payload(row.body).value) for row in results)
+    return Store(True, tuple(step.node for step in steps), keys)
 
 
 def phase(lived: Lived) -> str:
@@ -235,31 +278,33 @@ def phase(lived: Lived) -> str:
     return "closing" if lived.of("TraceEnded") else str(nodes[-1]) if nodes else "starting"
 
 
-def run_trial(task: Task, durability: str) -> str:
-    adopt_orphans()
-    plant = None if task.plant is None else f"tests.torture.plants:{task.plant}"
-    torture = Torture(task.folder, task.seed, plant, durability)
-    number = task.only or 0
-    try:
-        torture.prepare()
-        while torture.tally.kills.total() < task.runs:
-            task.begin(number, torture.tally.kills.total())
-            torture.trace(number)
-            if task.only is not None:
-                break
-            number += 1
-    except TimeoutError as error:
-        raise Violation(str(error)) from error
-    return str(torture.tally)
+def run_trial(task: Task, durability: str | None) -> str:
+    with ExitStack() as stack:
+        if durability is None:
+            adopt_orphans()
+            piece, nursery = survey.piece(task.folder / "input", str(task.seed)), None
+        else:
+            piece, nursery = small.piece(durability), stack.enter_context(Nursery())
+        torture = Torture(task, piece, durability, nursery)
+        number = task.only or 0
+        try:
+            torture.prepare()
+            while torture.tally.kills.total() < task.runs:
+                task.begin(number, torture.tally.kills.total())
+                torture.trace(number)
+                if task.only is not None:
+                    break
+                number += 1
+        except TimeoutError as error:
+            raise Violation(str(error)) from error
+        return str(torture.tally)
 
 
-TRIALS = tuple(
+_ABOUT = "SIGKILL at random instants of a trace{}, which is resumed until it ends"
+TRIALS = (
+    Trial("kill", _ABOUT.format(" in sync mode"), 2_000, 20_000, partial(run_trial, durability="sync"), on_disk=True),
     Trial(
-        name,
-        f"SIGKILL at random instants of a trace in {durability} mode, which is resumed until it ends",
-        runs,
-        long,
-        partial(run_trial, durability=durability),
-    )
-    for name, durability, runs, long in (("kill", "sync", 80, 20_000), ("kill-async", "async", 30, 5_000))
+        "kill-async", _ABOUT.format(" in async mode"), 500, 5_000, partial(run_trial, durability="async"), on_disk=True
+    ),
+    Trial("kill-survey", _ABOUT.format(" of the survey"), 40, 2_000, partial(run_trial, durability=None), on_disk=True),
 )

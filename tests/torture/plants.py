@@ -20,7 +20,7 @@ from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.way_back import WayBack
 from tinyllm.storage import framing
 from tinyllm.storage.contract import Delta, Outcome
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, store, write
 from tinyllm.storage.sqlite import seals as sqlite_seals
 from tinyllm.storage.sqlite.library import sqlite3
 
@@ -130,3 +130,16 @@ def no_checksum() -> None:
 def fall_back_past_effects() -> None:
     """A damaged trace goes back as far as it must, without asking."""
     WayBack.refuse_effects = lambda *_: None  # type: ignore[method-assign]
+
+
+def check_then_write() -> None:
+    """Whoever takes a trace over looks whose it is, and then writes, whoever has taken it since."""
+    write._ACQUIRE = """
+    UPDATE traces SET epoch = ?4 + 1, owner = ?1, updated_at = ?2 WHERE key = ?3 AND trace_id IS NOT NULL
+    RETURNING rev, graph, EXISTS (SELECT 1 FROM commands WHERE trace = traces.key AND consumed = 0)
+    """
+
+
+def prune_ignoring_a_pin() -> None:
+    """A checkpoint goes although a fork starts from it."""
+    prune._DROPPABLE = prune._DROPPABLE.replace("pins = 0 AND", "")

@@ -9,11 +9,14 @@ from typing import Any
 
 import attrs
 
-from tests.torture.witness import witnessed
+from tests.torture.piece import Piece
+from tests.torture.witness import FILE, witnessed
 from tinyllm import Graph, NodeContext, load_graph, node
 from tinyllm.graph.node import NodeFunction
 
 SURVEY = load_graph(Path(__file__).parents[2] / "examples" / "survey" / "survey.yaml")
+FILES, BATCH = 60, 2
+REPORTS = ("report.md", "report.json")
 
 
 @node
@@ -56,11 +59,23 @@ def key(source: str, value: Any) -> str:
     return f"parse {value['number']}" if source == "parse" else source
 
 
-def causes(work: str, batches: int) -> set[str]:
-    """What must be recorded before `work` starts, where the next node waits for the commit."""
+def piece(folder: Path, seed: str) -> Piece:
+    """Of an input that is made in `folder`."""
+    make_input(folder, FILES, seed)
+    batches = FILES // BATCH
     parses = {f"parse {number}" for number in range(1, batches + 1)}
-    before = {"list": set[str](), "gather": parses, "rank": {"gather"}, "write": {"rank"}}
-    return before.get(work, {"list"})
+    before = {"list": set[str](), "gather": {"list", *parses}, "rank": {"list", *parses, "gather"}}
+    before["write"] = {*before["rank"], "rank"}
+    return Piece(
+        graph=f"{__name__}:survey",
+        task=str(folder),
+        steps=batches + 4,
+        variables=lambda folder: {"batch_size": BATCH, "out": str(folder / "out"), FILE: str(folder / FILE)},
+        key=key,
+        causes=lambda work: before.get(work, {"list"}),
+        has_effects=lambda work: work == "write",
+        result=lambda folder, _: b"".join((folder / "out" / name).read_bytes() for name in REPORTS),
+    )
 
 
 def make_input(folder: Path, files: int, seed: str) -> None:

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import attrs
 
+LOOPS = ("asyncio", "trio")
+
+MEMORY = "/dev/shm" if Path("/dev/shm").is_dir() else None
+"""The folder, if there is one, where files lie whose disk is not what is tried."""
+
 
 class Violation(Exception):
     """A promise was broken."""
@@ -64,3 +69,5 @@ class Trial:
 
     :raises Violation: a promise was broken.
     """
+    on_disk: bool = False
+    """How long a disk takes belongs to what is tried. (Else its files lie where that is quickest.)"""

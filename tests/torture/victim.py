@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib
 import json
 import os
 import select
@@ -14,13 +13,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import attrs
 
-ROOT = Path(__file__).parents[2]
+from tests.torture.forked import ROOT, Forked, Nursery, named
+
 PATIENCE = 60.0
 """Seconds after which a victim that nobody kills is taken to hang."""
 ORPHAN_SECONDS = 10
@@ -80,17 +82,12 @@ class Lived:
         return max((event["step"] for event in self.of(kind)), default=0)
 
 
-def run(order: Order, kill: Kill | None = None) -> Lived:
-    """Run a victim until it ends, or `kill` ends it."""
-    command = [sys.executable, "-m", __name__, json.dumps(attrs.asdict(order))]
-    order.log.parent.mkdir(parents=True, exist_ok=True)
+def run(order: Order, kill: Kill | None = None, nursery: Nursery | None = None) -> Lived:
+    """Run a victim until it ends, or `kill` ends it. It starts as a new Python, or from the `nursery`."""
     began = time.monotonic()
     deadline, wanted = began + PATIENCE, False
     events: list[dict[str, Any]] = []
-    with (
-        order.log.open("ab") as log,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, start_new_session=True) as victim,
-    ):
+    with _started(order, nursery) as victim:
         assert victim.stdout is not None
         file, told, over, hung = victim.stdout.fileno(), b"", False, False
         while True:
@@ -104,8 +101,23 @@ def run(order: Order, kill: Kill | None = None) -> Lived:
                 break
             *lines, told = (told + data).split(b"\n")
             events += [{"at": time.monotonic() - began, **json.loads(line)} for line in lines]
-        victim.wait()
-    return Lived(victim.pid, victim.returncode, hung, time.monotonic() - began, events)
+        returncode = victim.wait()
+    return Lived(victim.pid, returncode, hung, time.monotonic() - began, events)
+
+
+@contextmanager
+def _started(order: Order, nursery: Nursery | None) -> Iterator[subprocess.Popen[bytes] | Forked]:
+    order.log.parent.mkdir(parents=True, exist_ok=True)
+    if nursery is not None:
+        with nursery.start(f"{__name__}:live", attrs.asdict(order), order.log) as forked:
+            yield forked
+        return
+    command = [sys.executable, "-m", __name__, json.dumps(attrs.asdict(order))]
+    with (
+        order.log.open("ab") as log,
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, cwd=ROOT, start_new_session=True) as victim,
+    ):
+        yield victim
 
 
 def adopt_orphans() -> None:
@@ -137,15 +149,13 @@ def wait_for_group(group: int) -> int:
         signal.alarm(0)
 
 
-def named(place: str) -> Any:
-    module, _, name = place.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def main(order: Order) -> None:
+def live(given: dict[str, Any]) -> None:
+    """Be the victim of the order that has those fields."""
     import anyio
 
     from tinyllm import Executor, ExecutorConfig
+
+    order = Order(**given)
 
     def tell(event: object) -> None:
         line = json.dumps({"event": type(event).__name__, **attrs.asdict(event)})  # type: ignore[arg-type] # they are
@@ -164,4 +174,4 @@ def main(order: Order) -> None:
 
 
 if __name__ == "__main__":
-    main(Order(**json.loads(sys.argv[1])))
+    live(json.loads(sys.argv[1]))

@@ -1,7 +1,4 @@
-"""Stop a process in the middle of its traces, take them over, let it go on, and see that it writes nothing more.
-
-Run as a program, this is the process that is stopped.
-"""
+"""Stop a process in the middle of its traces, take them over, let it go on, and see that it writes nothing more."""
 
 from __future__ import annotations
 
@@ -11,8 +8,6 @@ import random
 import select
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from pathlib import Path
@@ -22,8 +17,9 @@ from unittest.mock import patch
 import anyio
 import attrs
 
-from tests.torture.trial import Task, Trial, Violation
-from tests.torture.victim import PATIENCE, ROOT
+from tests.torture.forked import Forked, Nursery
+from tests.torture.trial import LOOPS, Task, Trial, Violation
+from tests.torture.victim import PATIENCE
 from tinyllm import Executor, ExecutorConfig, Graph, GraphBuilder, SQLiteCheckpointStorage
 from tinyllm.errors import DatabaseLocked, OwnershipLost
 from tinyllm.storage.sqlite import database
@@ -66,36 +62,32 @@ class Tally:
 def run_trial(task: Task) -> str:
     task.plant_it()
     tally = Tally()
-    with patch.object(database, "LOCK_TIMEOUT", PATIENT):
+    with Nursery() as nursery, patch.object(database, "LOCK_TIMEOUT", PATIENT):
         for number in task.numbers():
             if task.only is None and number % TRACES:
                 continue  # a run is a trace, and so many go together
-            stop_one(task, number, tally)
+            stop_one(nursery, task, number, tally)
     return (
         f"{tally.taken:,} traces taken over from stopped processes ({tally.ended:,} had ended before, {tally.waited:,} "
         "times one held the lock): 0 stale writes, 0 recorded activations ran again"
     )
 
 
-def stop_one(task: Task, number: int, tally: Tally) -> None:
+def stop_one(nursery: Nursery, task: Task, number: int, tally: Tally) -> None:
     shutil.rmtree(task.folder, ignore_errors=True)
     task.folder.mkdir()
     rng = random.Random(f"{task.seed}/{number}")
-    loop, durability = rng.choice(("asyncio", "trio")), rng.choice(("sync", "async"))
+    loop, durability = rng.choice(LOOPS), rng.choice(("sync", "async"))
     store = task.folder / "store"
-    command = [sys.executable, "-m", __name__, str(store), loop, durability, task.plant or ""]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, text=True) as process:
-        assert process.stdout is not None
-        try:
-            hear(process, "begun")
-            time.sleep(rng.uniform(0, LONGEST))  # the instant is what is tried
-            process.send_signal(signal.SIGSTOP)
-            taken = anyio.run(take_over, store, process, tally, backend=rng.choice(("asyncio", "trio")))
-            before = rows(store, taken)
-            process.send_signal(signal.SIGCONT)
-            told = json.loads(hear(process, "{"))
-        finally:
-            process.kill()
+    given = {"store": str(store), "loop": loop, "durability": durability, "plant": task.plant}
+    with nursery.start(f"{__name__}:live", given, task.folder / "log") as process:
+        hear(process, b"begun")
+        time.sleep(rng.uniform(0, LONGEST))  # the instant is what is tried
+        process.send(signal.SIGSTOP)
+        taken = anyio.run(take_over, store, process, tally, backend=rng.choice(LOOPS))
+        before = rows(store, taken)
+        process.send(signal.SIGCONT)
+        told = json.loads(hear(process, b"{"))
     for trace in taken:
         if told[trace] != OwnershipLost.__name__:
             raise Violation(f"{trace} was taken over, and the process that had it says: {told[trace]}")
@@ -105,9 +97,8 @@ def stop_one(task: Task, number: int, tally: Tally) -> None:
     tally.ended += TRACES - len(taken)
 
 
-def hear(process: subprocess.Popen[str], beginning: str) -> str:
+def hear(process: Forked, beginning: bytes) -> bytes:
     """The next line that begins so."""
-    assert process.stdout is not None
     deadline = time.monotonic() + PATIENCE
     while select.select([process.stdout], [], [], max(0, deadline - time.monotonic()))[0]:
         line = process.stdout.readline()
@@ -118,7 +109,7 @@ def hear(process: subprocess.Popen[str], beginning: str) -> str:
     raise Violation("the process hangs")
 
 
-async def take_over(store: Path, process: subprocess.Popen[str], tally: Tally) -> list[str]:
+async def take_over(store: Path, process: Forked, tally: Tally) -> list[str]:
     """Bring all traces to their end; returns those that had not come to it."""
     taken: list[str] = []
     while True:
@@ -133,9 +124,9 @@ async def take_over(store: Path, process: subprocess.Popen[str], tally: Tally) -
                 await storage.close()
         except DatabaseLocked:  # it was stopped inside a transaction
             tally.waited += 1
-            process.send_signal(signal.SIGCONT)
+            process.send(signal.SIGCONT)
             await anyio.sleep(0.01)
-            process.send_signal(signal.SIGSTOP)
+            process.send(signal.SIGSTOP)
 
 
 async def bring_to_their_end(executor: Executor, storage: SQLiteCheckpointStorage, taken: list[str]) -> None:
@@ -176,13 +167,22 @@ def rows(store: Path, traces: list[str]) -> list[Any]:
         return found
 
 
-TRIALS = (Trial("zombie", "a process is stopped, its traces are taken over, and it goes on", 500, 5_000, run_trial),)
+TRIALS = (
+    Trial(
+        "zombie", "a process is stopped, its traces are taken over, and it goes on", 600, 5_000, run_trial, on_disk=True
+    ),
+)
 
 
 # -- the process -------------------------------------------------------------------------------------------------
 
 
-async def live(store: str, durability: str) -> None:
+def live(given: dict[str, Any]) -> None:
+    Task(Path(given["store"]), 0, 0, plant=given["plant"]).plant_it()
+    anyio.run(execute_all, given["store"], given["durability"], backend=given["loop"])
+
+
+async def execute_all(store: str, durability: str) -> None:
     told: dict[str, str] = {}
 
     async def execute(executor: Executor, trace: str) -> None:
@@ -197,9 +197,3 @@ async def live(store: str, durability: str) -> None:
             tasks.start_soon(execute, executor, f"t{number}")
         os.write(1, b"begun\n")
     os.write(1, json.dumps(told).encode() + b"\n")
-
-
-if __name__ == "__main__":
-    _, given, backend, chosen, plant = sys.argv
-    Task(Path(given), 0, 0, plant=plant or None).plant_it()
-    anyio.run(live, given, chosen, backend=backend)

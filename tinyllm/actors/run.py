@@ -134,6 +134,7 @@ class Run:
         with self.address, self._inbox:
             self._clock = loop_clock()
             self._alarms.begin(self._clock())
+            self._note()  # killed while its first nodes start, it has lost nothing
             if self._journal is not None:
                 await self._journal.post(Open(plan.trace_id, plan.key, self._rev, self.address))
             try:

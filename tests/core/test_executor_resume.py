@@ -261,7 +261,8 @@ async def test_who_was_succeeded_and_does_not_know_it_is_not_joined_by_another_r
     store: InMemoryCheckpointStorage, work: Work
 ) -> None:
     held = work.held["b"] = anyio.Event()
-    async with Executor(work.chain(), DEBUG, store) as executor:
+    sync = ExecutorConfig(durability="sync", debug_mutation=True)  # it has nothing to write, and to learn it by, yet
+    async with Executor(work.chain(), sync, store) as executor:
         async with anyio.create_task_group() as tasks:
             lost: list[type[Exception]] = []
 

@@ -29,7 +29,8 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("trial", "runs"), [("power", 200), ("power-truncate", 100), ("faults", 100), ("kill-async", 3), ("zombie", 20)]
+    ("trial", "runs"),
+    [("power", 200), ("power-truncate", 100), ("faults", 100), ("kill-async", 3), ("zombie", 20), ("simulate", 100)],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
     finished = torture(tmp_path, trial, "--runs", str(runs))
@@ -47,6 +48,11 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
         ("power", 100, "normal_for_full", "something acknowledged is gone"),
         ("zombie", 60, "write_without_looking", "the process that had it"),
         ("faults", 1000, "believe_a_failed_commit", "OwnershipLost"),
+        ("simulate", 2000, "counter_activation_ids", "another id than it has where nothing is disturbed"),
+        ("simulate", 2000, "prune_ignoring_a_pin", "checkpoints"),
+        ("simulate", 2000, "lose_an_arrival", "arrivals"),
+        ("simulate", 2000, "fire_when_anything_has_arrived", "can still reach it"),
+        ("simulate", 2000, "start_before_commit", "not committed"),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, trial: str, runs: int, plant: str, violation: str) -> None:

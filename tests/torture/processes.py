@@ -106,7 +106,7 @@ class Process:
             item.answer.settle(outcome)
         elif isinstance(outcome, Exception):
             reply(item.reply, Refused(outcome))
-            for waiting in self.queue.drop(trace_id):
+            for waiting in self.queue.drop(item):
                 if isinstance(waiting, Ask):
                     waiting.answer.settle(outcome)
         return None

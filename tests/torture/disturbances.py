@@ -206,7 +206,7 @@ def wait(simulation: Simulation, trace: Known) -> bool:
 
 DISTURBANCES: dict[Callable[[Simulation, Known], bool], int] = {
     resume: 20,
-    take_over: 4,
+    take_over: 8,
     crash: 4,
     fail: 4,
     stop: 2,

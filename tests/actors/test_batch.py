@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from tests.actors.graphs import Hand, shape
 from tinyllm.actors.batch import MAX_BYTES, MAX_WRITES, Queue
 from tinyllm.actors.protocol import Ask, Put
-from tinyllm.storage.contract import Delete
+from tinyllm.storage.contract import Acquire, Release
 
 DELTA = Hand(shape("a -> b")).deltas[0]
 
 
-def put(trace_id: str, number: int = 0, size: int = 1) -> Put:
-    return Put(trace_id, attrs.evolve(DELTA, number=number, size=size), cast(Any, None))
+def put(trace_id: str, number: int = 0, size: int = 1, epoch: int = 1) -> Put:
+    return Put(trace_id, attrs.evolve(DELTA, number=number, size=size, epoch=epoch), cast(Any, None))
 
 
 def names(batch: list[Put | Ask]) -> list[str]:
@@ -55,14 +55,25 @@ def test_a_batch_is_bounded_in_writes_and_in_bytes() -> None:
     assert len(queue.take()) == 1, "what is larger than a batch is one by itself"
 
 
-def test_what_waits_for_a_trace_can_be_dropped() -> None:
+def test_what_waits_of_a_run_can_be_dropped() -> None:
     queue = Queue()
-    asked = Ask("a", Delete(1), cast(Any, None))
-    for item in (put("a", 1), put("b"), asked):
+    for item in (put("a", 1), put("b"), Ask("a", Release(1, 1), cast(Any, None))):
         queue.add(item)
-    assert [type(item) for item in queue.drop("a")] == [Put, Ask]
-    assert queue.drop("a") == []
+    assert [type(item) for item in queue.drop(put("a"))] == [Put, Ask]
+    assert queue.drop(put("a")) == []
     assert names(queue.take()) == ["b"]
+
+
+def test_what_a_run_is_refused_takes_nothing_from_the_one_that_goes_on_with_its_trace() -> None:
+    """It was taken over, and came back, before all that the first had handed over was refused."""
+    queue = Queue()
+    of_the_second: list[Put | Ask] = [Ask("a", Acquire(1, "a", 2, "o"), cast(Any, None)), put("a", 1, epoch=3)]
+    for item in (put("a", 7), *of_the_second, put("a", 8), Ask("a", Release(1, 3), cast(Any, None))):
+        queue.add(item)
+    assert [cast(Put, item).delta.number for item in queue.drop(put("a", 6))] == [7, 8]
+    taken = queue.take()
+    assert taken[:2] == of_the_second
+    assert [type(item) for item in taken] == [Ask, Put, Ask]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcd"), st.integers(0, MAX_BYTES)), max_size=400))

@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import anyio.lowlevel
+import attrs
 import pytest
 
 from tests.actors.graphs import block_loop, shape
@@ -302,6 +303,29 @@ async def test_a_trace_without_credit_waits_and_loses_nothing() -> None:
         store.gate = None
     assert plan.status == "completed"
     assert len(await finished(store, "t")) == 3 * CREDIT + 2
+
+
+async def test_a_failure_that_another_node_handles_is_a_step_and_waits_for_credit_too() -> None:
+    async def fail(_: int) -> None:
+        raise ValueError("boom")
+
+    width = 2 * CREDIT
+    graph = fan(width, fail)
+    handled = attrs.evolve(graph.nodes["b"], on_error="j", max_concurrency=width)
+    store = Noting()
+    store.gate = anyio.Event()
+    async with (
+        rig(attrs.evolve(graph, nodes={**graph.nodes, "b": handled}), store) as made,
+        anyio.create_task_group() as tasks,
+    ):
+        plan = made.admit()
+        tasks.start_soon(made.run(plan).run)
+        await anyio.wait_all_tasks_blocked()
+        assert plan.step <= CREDIT
+        store.gate.set()
+        store.gate = None
+    assert plan.status == "completed"
+    assert len(await finished(store, "t")) == width + 2
 
 
 @pytest.mark.parametrize("durability", ["async", "sync", "exit"])

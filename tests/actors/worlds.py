@@ -237,7 +237,12 @@ def worlds(draw: st.DrawFn, *, asking: bool = True) -> World:
         {node: QUESTIONS[: draw(st.integers(1, 2))] for node in sorted(draw(few))} if asking else {},
         frozenset(draw(few)),
     )
-    functions = {node: NodeFunction.of(_function(world, node)) for node in ids}
+    return with_functions(world)
+
+
+def with_functions(world: World) -> World:
+    """The same, with functions that its graph calls."""
+    functions = {node: NodeFunction.of(_function(world, node)) for node in world.graph.nodes}
     return attrs.evolve(world, graph=attrs.evolve(world.graph, functions=functions))
 
 
@@ -258,9 +263,12 @@ class TooLong(Exception):
 class Walk:
     """Executes a world's plan by itself, in an order that `rng` chooses."""
 
-    def __init__(self, world: World, rng: random.Random, plan: Plan | None = None) -> None:
+    def __init__(
+        self, world: World, rng: random.Random, plan: Plan | None = None, *, most_steps: int = MOST_STEPS
+    ) -> None:
         self.world = world
         self.rng = rng
+        self._most_steps = most_steps
         self.plan = plan or Plan(world.graph, "t")
         self.steps: list[tuple[str, bytes]] = []
         self._answered: set[str] = set()
@@ -293,7 +301,7 @@ class Walk:
         plan = self.plan
         if not plan.activations:
             return None
-        if plan.step > MOST_STEPS:
+        if plan.step > self._most_steps:
             raise TooLong
         activation = plan.activations[self.rng.choice(sorted(plan.activations))]
         if activation.seq not in self._running:

@@ -239,6 +239,50 @@ async def test_a_trace_is_taken_over_from_an_owner_that_lives(store: InMemoryChe
     assert work.calls == {"a": 1, "b": 2, "c": 1}
 
 
+async def test_an_executor_does_not_take_a_trace_over_from_itself(store: InMemoryCheckpointStorage, work: Work) -> None:
+    """Two runs of one trace would share what writes them: all that the executor executes ended with that."""
+    held = work.held["b"] = anyio.Event()
+    async with Executor(work.chain(), DEBUG, store) as executor, anyio.create_task_group() as tasks:
+        responses: list[TaskResponse] = []
+
+        async def execute() -> None:
+            responses.append(await executor.execute("task", trace_id="t"))
+
+        tasks.start_soon(execute)
+        await work.reached.wait()
+        with pytest.raises(TraceOwned, match="is being executed by another call in this process"):
+            await executor.resume_from_checkpoint("t", take_over=True)
+        held.set()
+    assert [response.status for response in responses] == ["completed"]
+    assert work.calls == {"a": 1, "b": 1, "c": 1}
+
+
+async def test_who_was_succeeded_and_does_not_know_it_is_not_joined_by_another_run(
+    store: InMemoryCheckpointStorage, work: Work
+) -> None:
+    held = work.held["b"] = anyio.Event()
+    sync = ExecutorConfig(durability="sync", debug_mutation=True)  # it has nothing to write, and to learn it by, yet
+    async with Executor(work.chain(), sync, store) as executor:
+        async with anyio.create_task_group() as tasks:
+            lost: list[type[Exception]] = []
+
+            async def execute() -> None:
+                try:
+                    await executor.execute("task", trace_id="t")
+                except Exception as error:
+                    lost.append(type(error))
+
+            tasks.start_soon(execute)
+            await work.reached.wait()
+            async with Executor(work.chain(), DEBUG, store, on_event=lambda _: other.stop()) as other:
+                await other.resume_from_checkpoint("t", take_over=True)
+            with pytest.raises(TraceOwned):
+                await executor.resume_from_checkpoint("t")
+            held.set()
+        assert lost == [OwnershipLost]
+        assert (await executor.resume_from_checkpoint("t")).status == "completed"
+
+
 async def test_two_calls_that_admit_the_same_id_at_once_make_one_trace(
     store: InMemoryCheckpointStorage, work: Work
 ) -> None:

@@ -27,7 +27,8 @@ from tinyllm import (
 )
 from tinyllm.actors.events import Event, NodeAnswered, NodePaused, NodeStarted, Planned
 from tinyllm.core import outside
-from tinyllm.storage.contract import Acquire, Append, Leave, Outcome, Release, Snapshot, Write
+from tinyllm.core.fork import fork_delta
+from tinyllm.storage.contract import Acquire, Append, Fork, Leave, Outcome, Release, Snapshot, Write
 
 pytestmark = pytest.mark.anyio
 
@@ -111,6 +112,20 @@ async def test_what_is_paused_and_asks_nothing_runs_when_it_is_resumed(storage: 
     async with Executor(held.graph, None, storage) as executor:
         assert (await executor.execute("x", trace_id="t")).status == "paused"
         assert (await executor.resume_from_checkpoint("t")).content == "X"
+
+
+async def test_a_pause_of_what_has_nothing_left_to_run_ends_with_a_resume(storage: InMemoryCheckpointStorage) -> None:
+    """A fork from the end, whose process died before it could say that it has ended."""
+    held = Held()
+    held.let_go.set()
+    async with Executor(held.graph, None, storage) as executor:
+        await executor.execute("x", trace_id="t")
+    parent = await storage.load("t")
+    fork = Fork(parent=parent.record.trace, rev=parent.rev, trace_id="c", owner=None, first=fork_delta(parent, {}))
+    await storage.commit([fork])
+    assert await outside.pause(storage, "c") == "paused"
+    async with Executor(held.graph, None, storage) as executor:
+        assert (await executor.resume_from_checkpoint("c")).content == "X"
 
 
 async def test_a_cancelled_trace_is_over(storage: InMemoryCheckpointStorage) -> None:

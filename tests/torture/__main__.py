@@ -20,12 +20,14 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.torture import faults, flips, kills, model, power, races, zombies
+from tests.torture import faults, flips, kills, model, power, races, simulation, zombies
 from tests.torture.trial import MEMORY, Task, Trial, Violation
 
 # What takes longest comes first: at the end nothing long is left alone.
 TRIALS = {
-    trial.name: trial for module in (model, kills, power, faults, flips, races, zombies) for trial in module.TRIALS
+    trial.name: trial
+    for module in (model, kills, power, faults, flips, simulation, races, zombies)
+    for trial in module.TRIALS
 }
 
 

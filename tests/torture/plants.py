@@ -13,13 +13,19 @@ import anyio
 import attrs
 
 from tinyllm.actors.dispatch import Dispatch
+from tinyllm.actors.joins import Joins
 from tinyllm.actors.mailbox import reply
+from tinyllm.actors.merge import Merged
+from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import Ask, Durable, Put
+from tinyllm.actors.routes import Router
 from tinyllm.actors.schedule import TraceSchedule, WriteNow
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.way_back import WayBack
-from tinyllm.storage import framing
-from tinyllm.storage.contract import Delta, Outcome
+from tinyllm.graph.definition import END
+from tinyllm.storage import framing, memory, memory_prune
+from tinyllm.storage.contract import Delta, Outcome, Snapshot
+from tinyllm.storage.memory_trace import Trace
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, store, write
 from tinyllm.storage.sqlite import seals as sqlite_seals
 from tinyllm.storage.sqlite.library import sqlite3
@@ -140,6 +146,55 @@ def check_then_write() -> None:
     """
 
 
+def counter_activation_ids() -> None:
+    """The id of an activation is the next number of its trace, whatever caused it."""
+    counted: dict[Router, int] = {}
+    restore = Plan.restore
+
+    def count(self: Router, cause: bytes, edge: str, ordinal: int) -> bytes:
+        counted[self] = counted.get(self, 0) + 1
+        return counted[self].to_bytes(16, "big")
+
+    def go_on(self: Plan, snapshot: Snapshot, *, retry: bool = True) -> None:
+        restore(self, snapshot, retry=retry)
+        counted[self._router] = snapshot.marks.activation + snapshot.marks.arrival
+
+    Router._id = count  # type: ignore[method-assign]
+    Plan.restore = go_on  # type: ignore[method-assign]
+
+
 def prune_ignoring_a_pin() -> None:
-    """A checkpoint goes although a fork starts from it."""
+    """A checkpoint from which a fork starts is pruned like any other."""
     prune._DROPPABLE = prune._DROPPABLE.replace("pins = 0 AND", "")
+    careful = memory_prune.prune
+
+    def careless(trace: Trace, keep: int, limit: int) -> int:
+        pins = [(at, at.pins) for at in trace.checkpoints]
+        for at, _ in pins:
+            at.pins = 0
+        dropped = careful(trace, keep, limit)
+        for at, count in pins:
+            at.pins = count
+        return dropped
+
+    memory.prune = careless  # type: ignore[attr-defined]
+
+
+def lose_an_arrival() -> None:
+    """Of all that reaches a join before it is written, only the last is."""
+    merged = Merged.delta
+
+    def lossy(self: Merged) -> Delta:
+        self._arrivals = {seq: rows[-1:] for seq, rows in self._arrivals.items()}
+        return merged(self)
+
+    Merged.delta = lossy  # type: ignore[method-assign]
+
+
+def fire_when_anything_has_arrived() -> None:
+    """A join waits for nothing."""
+
+    def hasty(self: Joins, active: Any, *, anything_runs: bool) -> list[str]:
+        return [node for node in self.rounds if node != END]
+
+    Joins.ready = hasty  # type: ignore[method-assign]

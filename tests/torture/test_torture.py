@@ -40,6 +40,7 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
         ("zombie", 20),
         ("race", 20),
         ("flips", 40),
+        ("simulate", 100),
     ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
@@ -62,6 +63,11 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
         ("model", 1000, "prune_ignoring_a_pin", "Pruned"),
         ("flips", 200, "no_checksum", "of flips"),
         ("flips", 400, "fall_back_past_effects", "ran something with effects again, unasked"),
+        ("simulate", 2000, "counter_activation_ids", "another id than it has where nothing is disturbed"),
+        ("simulate", 2000, "prune_ignoring_a_pin", "checkpoints"),
+        ("simulate", 2000, "lose_an_arrival", "arrivals"),
+        ("simulate", 2000, "fire_when_anything_has_arrived", "can still reach it"),
+        ("simulate", 2000, "start_before_commit", "not committed"),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, trial: str, runs: int, plant: str, violation: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tinyllm.actors.protocol import Ask, Put
+from tinyllm.storage.contract import Release
 
 MAX_WRITES = 128
 MAX_BYTES = 1 << 20
@@ -34,6 +35,16 @@ class Queue:
             size += item.delta.size if isinstance(item, Put) else 0
         return batch
 
-    def drop(self, trace_id: str) -> list[Put | Ask]:
-        """Take out all that waits for a trace."""
-        return self._traces.pop(trace_id, [])
+    def drop(self, refused: Put) -> list[Put | Ask]:
+        """Take out all that waits of the run that handed `refused` over. Another may have begun since: the trace was
+        taken over, and has come back."""
+        items = self._traces.pop(refused.trace_id, [])
+        if kept := [item for item in items if not _is_of_the_run(item, refused)]:
+            self._traces[refused.trace_id] = kept
+        return [item for item in items if _is_of_the_run(item, refused)]
+
+
+def _is_of_the_run(item: Put | Ask, other: Put) -> bool:
+    if isinstance(item, Put):
+        return item.delta.epoch == other.delta.epoch
+    return isinstance(item.write, Release) and item.write.epoch == other.delta.epoch

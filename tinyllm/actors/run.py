@@ -104,7 +104,7 @@ class Run:
         # acknowledgement for each delta that may be open, and a few for what is written unasked. So nobody who answers
         # waits. (Commands are told only while the few have room.)
         self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](3 * bounds.most + CREDIT + 16)
-        self._held: list[Finished | Progressed] = []
+        self._held: list[Finished | Failed | Progressed] = []
         """What waits for credit."""
         self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
         self._refusal: Exception | None = None
@@ -213,7 +213,7 @@ class Run:
 
     async def _handle(self, message: RunMessage) -> None:
         match message:
-            case Finished() | Progressed():
+            case Finished() | Failed() | Progressed():
                 if self._refusal is None and not self._dispatch.has_credit:
                     self._held.append(message)
                 else:
@@ -223,8 +223,6 @@ class Run:
             case Deferred():
                 self._dispatch.deferred(message.seq)
                 self._deferred.append(message.seq)
-            case Failed():
-                await self._failed(message)
             case Paused():
                 await self._paused(message)
             case Cancelled():
@@ -259,11 +257,16 @@ class Run:
 
     # -- what happened -----------------------------------------------------------------------------------------
 
-    async def _take_in(self, message: Finished | Progressed) -> None:
-        if isinstance(message, Finished):
-            await self._finished(message)
-        else:
-            await self._progressed(message)
+    async def _take_in(self, message: Finished | Failed | Progressed) -> None:
+        match message:
+            case Finished():
+                await self._finished(message)
+            case Failed():
+                await self._failed(message)
+            case Progressed():
+                await self._progressed(message)
+            case _:
+                assert_never(message)
 
     async def _finished(self, message: Finished) -> None:
         plan = self._plan

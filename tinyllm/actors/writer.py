@@ -161,7 +161,7 @@ class StorageWriter:
             item.answer.settle(outcome)
         elif isinstance(outcome, Exception):
             reply(item.reply, Refused(outcome))
-            for waiting in self._queue.drop(item.trace_id):  # a gap would follow
+            for waiting in self._queue.drop(item):  # a gap would follow
                 if isinstance(waiting, Ask):
                     waiting.answer.settle(outcome)
 

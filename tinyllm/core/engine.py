@@ -37,7 +37,7 @@ from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.config import ExecutorConfig
 from tinyllm.errors import StorageError, TinyLLMError
 from tinyllm.graph.definition import Graph
-from tinyllm.storage.contract import CheckpointStorage, Delta, Done, HighWater, Release, Write
+from tinyllm.storage.contract import CheckpointStorage, Delta, Done, HighWater, Owner, Release, Write
 from tinyllm.storage.owners import this_process
 from tinyllm.storage.thread import outlast
 
@@ -95,6 +95,10 @@ class Engine:
         self._idle = anyio.Event()
         self._ended = anyio.Event()
         self._actors: anyio.abc.TaskGroup
+
+    @property
+    def owner(self) -> Owner | None:
+        return None if self._keeper is None else self._keeper.owner
 
     @property
     def owner_id(self) -> str | None:

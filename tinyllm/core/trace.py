@@ -250,6 +250,11 @@ class TraceCall:
         seen = record
         if not take_over:
             record = await self._unowned(record)
+        engine = self._client.engine
+        if engine.serves(record.trace_id, other_than=self._client):
+            # Perhaps it was taken over from that call, which does not know it yet. No two runs of one trace share the
+            # actors of an engine: what one has handed over, and hears, would be the other's.
+            refuse_owned(attrs.evolve(record, owner=engine.owner, owner_alive=True))
         self._client.trace_id = record.trace_id
         if snapshot is None or seen is not record:
             snapshot = await self._storage.load(record.trace_id)
@@ -286,8 +291,8 @@ class TraceCall:
             case "paused" if told or await self._storage.commands(trace=record.trace):
                 return True
             case "paused" if retry:
-                frontier = (await self._storage.load(record.trace_id)).frontier
-                return any(row.state not in ("paused", "buffered") for row in frontier)
+                states = {row.state for row in (await self._storage.load(record.trace_id)).frontier}
+                return "paused" not in states or bool(states - {"paused", "buffered"})
             case _:
                 return False
 

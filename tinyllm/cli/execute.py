@@ -33,7 +33,7 @@ from tinyllm.cli.options import (
 )
 from tinyllm.cli.questions import question_lines
 from tinyllm.cli.report import DONE, FAILED, INTERRUPTED, PAUSED
-from tinyllm.cli.text import printable
+from tinyllm.cli.text import say, say_json, say_result
 
 if TYPE_CHECKING:
     from tinyllm.cli.drive import Job
@@ -225,13 +225,13 @@ def execute(
         raise
     if not executed:
         what = "this is its recorded result" if response.success else "nothing was run"
-        click.echo(f"{response.trace_id}: {response.status} before; {what}", err=True)
+        say(f"{response.trace_id}: {response.status} before; {what}", err=True)
     if as_json:
         print_json(response)
     elif response.success and response.value is None:
-        click.echo(f"{response.trace_id}: the result is None", err=True)
+        say(f"{response.trace_id}: the result is None", err=True)
     elif response.success:
-        click.echo(response.content)
+        say_result(response.content)
     sys.exit(_conclude(response))
 
 
@@ -242,18 +242,18 @@ def _conclude(response: TaskResponse) -> int:
         case "completed":
             return DONE
         case "paused" if response.questions:
-            click.echo(printable("\n".join(question_lines(response.questions))), err=True)
+            say("\n".join(question_lines(response.questions)), err=True)
             return PAUSED
         case "cancelled":
             kept = command_line("checkpoints", response.trace_id)
-            click.echo(f"it is not resumed any more; a fork can start from what is kept:\n  {kept}", err=True)
+            say(f"it is not resumed any more; a fork can start from what is kept:\n  {kept}", err=True)
             return FAILED
         case "paused" | "interrupted":
-            click.echo(f"continue with:\n  {again}", err=True)
+            say(f"continue with:\n  {again}", err=True)
             return PAUSED if response.status == "paused" else INTERRUPTED
         case _:
             return FAILED
 
 
 def print_json(response: TaskResponse) -> None:
-    click.echo(json.dumps(response_object(response), ensure_ascii=False, indent=2))
+    say_json(response_object(response))

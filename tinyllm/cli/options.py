@@ -12,6 +12,8 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
+from tinyllm.cli.text import printable
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 STORAGE = "tinyllm.storage"
@@ -45,6 +47,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _set_log_level(context: click.Context, _parameter: click.Parameter, level: str) -> None:

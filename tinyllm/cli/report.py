@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tinyllm.cli.options import AGAIN, DEBUG, GRAPH, TRACE, command_line
-from tinyllm.cli.text import printable
+from tinyllm.cli.text import say
 
 if TYPE_CHECKING:
     from tinyllm.errors import ExecutionError
@@ -38,9 +38,9 @@ def report(error: Exception, context: click.Context) -> int:
         text += f"\nThis is a fault in tinyllm, not in your graph; {again}."
     if context.meta.get(DEBUG):
         logging.getLogger("tinyllm").debug("the traceback", exc_info=error)
-    click.echo(printable(f"error: {text}"), err=True)
+    say(f"error: {text}", err=True)
     for command in commands:
-        click.echo(printable(f"  {command}"), err=True)
+        say(f"  {command}", err=True)
     return code
 
 

@@ -253,7 +253,8 @@ class Engine:
     async def _let_go(self, trace_id: str, trace: int, epoch: int) -> None:
         self._begin_work()
         try:
-            with suppress(TinyLLMError):
+            # Where the writer has been told to end before this had its first turn, the end of the lease lets go of all.
+            with suppress(TinyLLMError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 await self.ask(trace_id, Release(trace, epoch), Done)
         finally:
             self._end_work()

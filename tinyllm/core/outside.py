@@ -13,6 +13,7 @@ from typing import Any
 import anyio
 import attrs
 
+from tinyllm.core.store import check_name
 from tinyllm.errors import AlreadyAnswered, CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
 from tinyllm.graph.ids import activation_id
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
@@ -120,7 +121,9 @@ async def tag(storage: CheckpointStorage, trace_id: str, label: str, *, step: in
     Returns the checkpoint.
 
     :raises TraceNotFound, CheckpointNotFound: it is not there, or not any more.
+    :raises ConfigError: `label` is not 1 to 128 printable characters.
     """
+    check_name("label", label)
     return await _label(storage, await storage.find_checkpoint(trace_id, step=step), label)
 
 

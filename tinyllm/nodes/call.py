@@ -17,13 +17,14 @@ import anyio.from_thread
 import attrs
 
 from tinyllm.errors import NodeError, TinyLLMError, ValueMutated, ValueNotStorable
-from tinyllm.graph.ids import activation_id, idempotency_key
+from tinyllm.graph.ids import NAME, activation_id, idempotency_key, is_name
 from tinyllm.graph.messages import ErrorInfo, Message
 from tinyllm.graph.node import NodeFunction, Pause, Result, Send
 from tinyllm.graph.payload import Captured, encode_payload
 from tinyllm.graph.questions import Asked, schema_of
 from tinyllm.graph.records import record
 from tinyllm.graph.structure import structure, structurer
+from tinyllm.graph.tags import short
 from tinyllm.graph.values import capture, restore
 from tinyllm.graph.variables import Variables, Version, capture_variables
 
@@ -224,8 +225,8 @@ class Caller:
         status: str | None = None
         if isinstance(returned, Result):
             status = returned.status
-            if not isinstance(status, str | None):
-                raise NodeError(node_id, f"the status of a result is a word, not {status!r}")
+            if not (status is None or is_name(status)):
+                raise NodeError(node_id, f"the status of a result is {NAME}, not {short.repr(status)}")
             sets.update(returned.set)
             if returned.goto is not None:
                 goto = (returned.goto,) if isinstance(returned.goto, str) else tuple(returned.goto)
@@ -265,14 +266,22 @@ class Prepared:
 def asked_by(call: Call, pause: Pause) -> Asked:
     """The question that a node raised.
 
-    :raises NodeError: it has the answer: nobody can give another, and the trace would wait for ever.
-    :raises ValueNotStorable: there is no JSON Schema for what it wants.
+    :raises NodeError: it has the answer: nobody can give another, and the trace would wait for ever; or its name can be
+        none.
+    :raises ValueNotStorable: there is no JSON Schema for what it wants, or that or the prompt cannot be recorded.
     """
     name = pause.name
     if any(asked.name == name and asked.answer is not None for asked in call.asked):
         remedy = f"take the answer from `context.ask(..., name={name!r})`, or ask under another name"
         raise NodeError(call.node_id, f"it asks {name!r} again, which is answered; {remedy}")
-    return Asked(name, str(pause.prompt), schema_of(pause.schema, f"nodes.{call.node_id}: schema of {name!r}"))
+    if not is_name(name):
+        raise NodeError(call.node_id, f"it asks under the name {short.repr(name)}; a question's name is {NAME}")
+    path = f"nodes.{call.node_id}: "
+    asked = Asked(name, str(pause.prompt), schema_of(pause.schema, f"{path}schema of {name!r}"))
+    # Whatever cannot be recorded fails its node here: to the run that would record it, it would be its own mistake.
+    capture(asked.prompt, f"{path}prompt of {name!r}")
+    capture(asked.schema, f"{path}schema of {name!r}")
+    return asked
 
 
 def pause_in(raised: BaseException) -> Pause:

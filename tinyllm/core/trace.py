@@ -20,6 +20,7 @@ from tinyllm.core.outcome import failure, response, stored_response
 from tinyllm.core.outside import carry_out, found, labels, leave_answers
 from tinyllm.core.store import check_trace_id, free_trace_id, new_trace_id
 from tinyllm.errors import (
+    CheckpointDamaged,
     CheckpointNotFound,
     ConfigError,
     GraphChanged,
@@ -29,13 +30,14 @@ from tinyllm.errors import (
     TraceEnded,
     TraceExists,
     TraceMismatch,
+    ValueNotReadable,
     ValueNotStorable,
 )
 from tinyllm.graph.definition import END, Graph, after
 from tinyllm.graph.findings import near
 from tinyllm.graph.messages import TaskResponse
 from tinyllm.graph.payload import Captured
-from tinyllm.graph.values import digest
+from tinyllm.graph.values import NONSENSE, digest
 from tinyllm.graph.variables import capture_variables
 from tinyllm.storage.contract import (
     UNOWNED,
@@ -295,7 +297,11 @@ class TraceCall:
 
     def _planned(self, snapshot: Snapshot, *, retry: bool) -> Plan:
         plan = self._client.last = Plan(self._graph, snapshot.record.trace_id)
-        plan.restore(snapshot, retry=retry)
+        try:
+            plan.restore(snapshot, retry=retry)
+        except (ValueNotReadable, *NONSENSE) as error:
+            what = f"its frontier makes no sense ({error or type(error).__name__})"
+            raise CheckpointDamaged(plan.trace_id, snapshot.step, what) from error
         return plan
 
     async def _go(

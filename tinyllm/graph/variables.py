@@ -11,7 +11,7 @@ import msgspec
 from tinyllm.errors import ValueMismatch, ValueNotStorable
 from tinyllm.graph.definition import Reducer
 from tinyllm.graph.tags import short
-from tinyllm.graph.values import capture, restore
+from tinyllm.graph.values import capture, reads, restore
 
 Order = tuple[int, tuple[int, ...], int, str, int]
 """By which items are presented: depth of cause, fan-out path, place of the node in the graph, activation id,
@@ -62,6 +62,7 @@ class Version:
         self._value: Any = _UNREAD
 
     @classmethod
+    @reads("a variable with its items")
     def stored(cls, rows: Sequence[StoredRow]) -> Version:
         """The version that a store keeps as `rows`: first the full value, then its items."""
         full, *items = rows
@@ -78,6 +79,7 @@ class Version:
         return Version(self.base, self.body, self._items, self.count + 1)
 
     @property
+    @reads("a variable with its items")
     def value(self) -> Any:
         if self._value is _UNREAD:
             value = restore(self.body)

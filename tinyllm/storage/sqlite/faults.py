@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinyllm.errors import DatabaseCorrupt, DatabaseLocked, StorageError, StoragePathError
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.sense import Nonsense
 
 LOCK_TIMEOUT = 10.0
 """Seconds to wait for another process's transaction: one is over in milliseconds unless its process is stopped."""
@@ -33,11 +34,13 @@ _REMEDIES = {
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as ours, about the database `path`."""
+    """Raise SQLite's errors as ours, about the database `path`; and that it holds what nobody wrote there."""
     try:
         yield
     except sqlite3.Error as error:
         raise translate(error, path) from error
+    except Nonsense as error:
+        raise DatabaseCorrupt(str(path), str(error)) from error
 
 
 def translate(error: sqlite3.Error, path: Path) -> StorageError:

@@ -20,6 +20,7 @@ from tinyllm.storage.framing import Frame
 from tinyllm.storage.sqlite.read import Catalog, Point, Segment, unframed, verified
 from tinyllm.storage.sqlite.rows import message_checksum, path_of
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
+from tinyllm.storage.sqlite.sense import sensible
 
 _ACTIVATION = """
 SELECT id, hash, node, message, item, path, depth, state, attempts, error,
@@ -55,6 +56,7 @@ WHERE trace = ? AND key = ? AND id BETWEEN ? AND ? ORDER BY id
 class Loader(Catalog):
     """Reads states. A fork's rows are its own and its forebears': `segments` tells whose are seen how far."""
 
+    @sensible
     def load(self, trace_id: str, rev: int | None) -> Snapshot:
         record = self.found(trace_id)
         point = self.point(record, rev)
@@ -90,6 +92,7 @@ class Loader(Catalog):
             tokens_out=point.tokens_out,
         )
 
+    @sensible
     def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]:
         record = self.found(trace_id)
         point = self.point(record, rev)

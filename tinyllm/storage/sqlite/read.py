@@ -29,6 +29,7 @@ from tinyllm.storage.sqlite.commands import left
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
+from tinyllm.storage.sqlite.sense import sensible
 
 _TRACE = """
 SELECT t.key, t.trace_id, t.graph_id, t.graph_version, t.graph_path, t.fingerprint, t.task_digest,
@@ -120,6 +121,7 @@ class Catalog:
 
     # -- traces ------------------------------------------------------------------------------------------------
 
+    @sensible
     def trace(self, trace_id: str) -> TraceRecord | None:
         row = self.connection.execute(_BY_ID, (trace_id,)).fetchone()
         return self._record(row) if row else None
@@ -135,6 +137,7 @@ class Catalog:
         ids = self.connection.execute(_IDS, (near.AMONG,))
         return near.not_found(trace_id, str(self._directory), (name for (name,) in ids))
 
+    @sensible
     def traces(
         self, prefix: str, graph_id: str | None, status: Status | None, limit: int, offset: int
     ) -> list[TraceRecord]:
@@ -149,6 +152,7 @@ class Catalog:
         }
         return [self._record(row) for row in self.connection.execute(_LISTED, values).fetchall()]
 
+    @sensible
     def definition(self, trace_id: str) -> bytes:
         row = self.connection.execute(_DEFINITION, (trace_id,)).fetchone()
         if row is None:
@@ -201,12 +205,14 @@ class Catalog:
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
+    @sensible
     def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
         record = self.found(trace_id)
         first = record.trace << SHIFT
         rows = self.connection.execute(_POINTS, (first, first | LAST, limit, offset)).fetchall()
         return [CheckpointRecord.of(self._storage, record, _point(row)) for row in rows]
 
+    @sensible
     def point(self, record: TraceRecord, rev: int | None) -> Point:
         """The checkpoint of `rev`, or the newest.
 
@@ -223,6 +229,7 @@ class Catalog:
             raise self._none(record, f"at rev {rev}")
         return _point(row)
 
+    @sensible
     def find_checkpoint(self, trace_id: str, node: str | None, step: int | None) -> CheckpointRecord:
         record = self.found(trace_id)
         first = record.trace << SHIFT
@@ -257,6 +264,7 @@ class Catalog:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
+    @sensible
     def commands(self, owner: str | None, trace: int | None) -> list[Command]:
         return [
             Command(
@@ -273,6 +281,7 @@ class Catalog:
 
     # -- steps -------------------------------------------------------------------------------------------------
 
+    @sensible
     def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
         record = self.found(trace_id)
         found: list[StepRow] = []
@@ -283,6 +292,7 @@ class Catalog:
             found += [StepRow(row[0] & LAST, *row[1:]) for row in rows]
         return found
 
+    @sensible
     def segments(self, record: TraceRecord, point: Point) -> list[Segment]:
         """Of which rows the state at `point` consists: those of the trace, then those of each forebear."""
         if record.parent_rev is None:
@@ -295,6 +305,8 @@ class Catalog:
             if row is None:
                 raise CheckpointDamaged(record.trace_id, point.step, "the trace that it was forked from is missing")
             parent, parent_step, *marks = row
+            if parent is not None and parent >= trace:  # a parent is older; what is not may never come to an end
+                raise CheckpointDamaged(record.trace_id, point.step, "it was forked from a trace that is no older")
             low, low_step = Marks(*marks), parent_step or 0
             found.append(Segment(trace, low, high, low_step, high_step))
             trace, high, high_step = parent, low, low_step

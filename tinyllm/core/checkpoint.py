@@ -106,7 +106,14 @@ class CheckpointManager:
         check_trace_id(context.trace_id)
         check_name("graph_id", context.graph_id)
         check_name("current_node_id", current_node_id)
-        saved = await save(self.storage, context, current_node_id, keep=self.config.max_checkpoints_per_trace)
+        config = self.config
+        saved = await save(
+            self.storage,
+            context,
+            current_node_id,
+            keep=config.max_checkpoints_per_trace,
+            redaction=config.redaction,
+        )
         self._last = monotonic()
         return saved
 

@@ -159,7 +159,13 @@ class Engine:
             actors.start_soon(scheduler.run, name="checkpoint scheduler")
         self._nodes, to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
         try:
-            executor = NodeExecutor(self.graph, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation)
+            executor = NodeExecutor(
+                self.graph,
+                to_run,
+                deps=self._deps,
+                debug_mutation=self.config.debug_mutation,
+                redaction=self.config.redaction,
+            )
         except BaseException:  # a function that no worker process can load
             to_run.close()
             raise

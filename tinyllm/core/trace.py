@@ -112,7 +112,7 @@ class TraceCall:
         snapshot = await self._storage.load(trace_id)
         self._check_own_graph(snapshot.record)
         if answers:
-            await leave_answers(self._storage, trace_id, answers.items())
+            await leave_answers(self._storage, trace_id, answers.items(), self._client.engine.config.redaction)
             self._client.engine.look()
         return await self._go_on(
             snapshot.record,
@@ -360,7 +360,8 @@ class TraceCall:
         for key, body in captured.items():
             if self._graph.variables.get(key) == "append" and not body.startswith(b"["):
                 raise ValueNotStorable(f"{where}[{key!r}]", "its reducer is append; give it a list")
-        return captured
+        redaction = self._client.engine.config.redaction
+        return captured if redaction is None else redaction.variables(captured)
 
     def _check_own_graph(self, record: TraceRecord) -> None:
         if record.fingerprint == BY_HAND:

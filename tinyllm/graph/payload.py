@@ -12,6 +12,7 @@ import msgspec
 from tinyllm.errors import ValueNotStorable
 from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload
 from tinyllm.graph.records import unguarded
+from tinyllm.graph.redact import Redaction
 from tinyllm.graph.values import MAX_BYTES, capture, digest, reads, restore
 
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
@@ -24,12 +25,17 @@ _Payload = unguarded(MessagePayload)
 _Message = unguarded(Message)
 
 
-def encode_payload(value: Any, path: str = "value") -> bytes:
+def encode_payload(value: Any, path: str = "value", redaction: Redaction | None = None) -> bytes:
     """The body of the message that carries `value`: any storable value, a `TaskPayload`, a `MessagePayload`, or
     a whole `Message`, of which only the payload counts.
 
     :raises ValueNotStorable: naming the path to the fault.
     """
+    body = _encode_payload(value, path)
+    return body if redaction is None else redaction.body(body)
+
+
+def _encode_payload(value: Any, path: str) -> bytes:
     if isinstance(value, TaskPayload):
         value = (
             MessagePayload(task=value.content, content=value.content, metadata=value.metadata)
@@ -70,13 +76,13 @@ def decode_payload(body: bytes) -> MessagePayload:
     return MessagePayload(**said)
 
 
-def encode_message(message: Message, path: str = "message") -> bytes:
+def encode_message(message: Message, path: str = "message", redaction: Redaction | None = None) -> bytes:
     """The body of a message that a program made and saves: its payload, and what no trace could tell again.
 
     :raises ValueNotStorable: naming the path to the fault.
     """
     said = [message.trace_id, message.target_node, message.message_id, message.parent_id, message.created_at]
-    return _WHOLE + b"[" + capture(said, path) + b"," + encode_payload(message, f"{path}.payload") + b"]}"
+    return _WHOLE + b"[" + capture(said, path) + b"," + encode_payload(message, f"{path}.payload", redaction) + b"]}"
 
 
 class Said(Protocol):

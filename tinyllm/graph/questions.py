@@ -11,6 +11,7 @@ import msgspec
 
 from tinyllm.errors import AnswerRefused, TinyLLMError, ValueNotStorable
 from tinyllm.graph.ids import activation_id
+from tinyllm.graph.redact import Redaction
 from tinyllm.graph.values import capture, reads, restore
 
 
@@ -60,6 +61,12 @@ def answered(asked: Sequence[Asked], body: bytes) -> tuple[Asked, ...]:
     return (*asked[:-1], attrs.evolve(asked[-1], answer=body))
 
 
+def redacted(asked: Asked, redaction: Redaction) -> Asked:
+    """`asked` as it may be recorded and told."""
+    schema = restore(redaction.body(capture(asked.schema)))
+    return attrs.evolve(asked, prompt=redaction.text(asked.prompt), schema=schema)
+
+
 def encode_asked(asked: Sequence[Asked]) -> bytes:
     return capture([[a.name, a.prompt, a.schema, None if a.answer is None else a.answer.decode()] for a in asked])
 
@@ -92,8 +99,8 @@ def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
         raise ValueNotStorable(path, reason) from None
 
 
-def check_answer(question: Question, value: Any) -> bytes:
-    """The captured answer.
+def check_answer(question: Question, value: Any, redaction: Redaction | None = None) -> bytes:
+    """The captured answer; redacted when it was found to fit, by the question's name too.
 
     :raises AnswerRefused: it does not fit the question's schema.
     :raises ValueNotStorable: it cannot be recorded.
@@ -108,7 +115,7 @@ def check_answer(question: Question, value: Any) -> bytes:
             raise AnswerRefused(question.id, error.message.replace("data", "it", 1)) from None
         except (ArithmeticError, RecursionError, TypeError, ValueError) as error:  # a multiple of 0, a `$ref` to itself
             raise AnswerRefused(question.id, f"its schema cannot be applied to it ({error})") from None
-    return body
+    return body if redaction is None else redaction.body(body, question.name)
 
 
 @lru_cache(maxsize=64)

@@ -10,6 +10,7 @@ import msgspec
 
 from tinyllm.errors import ValueMismatch, ValueNotStorable
 from tinyllm.graph.definition import Reducer
+from tinyllm.graph.redact import Redaction
 from tinyllm.graph.tags import short
 from tinyllm.graph.values import capture, reads, restore
 
@@ -31,7 +32,7 @@ class StoredRow(Protocol):
     def order(self) -> bytes | None: ...
 
 
-def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
+def capture_variables(values: Mapping[str, Any], path: str, redaction: Redaction | None = None) -> dict[str, bytes]:
     """Variables as they are recorded.
 
     :raises ValueNotStorable: a value cannot be, or a name is no text.
@@ -40,7 +41,8 @@ def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
         if not isinstance(key, str):
             raise ValueNotStorable(f"{path}[{key!r}]", f"the name of a variable must be text, not {type(key).__name__}")
         capture(key, f"{path}[{key!r}]")
-    return {key: capture(value, f"{path}[{key!r}]") for key, value in values.items()}
+    captured = {key: capture(value, f"{path}[{key!r}]") for key, value in values.items()}
+    return captured if redaction is None else redaction.variables(captured)
 
 
 class Version:

@@ -104,7 +104,7 @@ def resume(
 
     async def prepare(storage: CheckpointStorage) -> Job:
         record = await find_trace(storage, trace)
-        loaded = graph_of(record, graph)
+        loaded = graph_of(record, graph, storage)
         earlier = await earlier_steps(storage, record.trace_id)
         named = {name or (await find_question(storage, record.trace_id)).id: value for name, value in answers}
         return Job(
@@ -150,7 +150,7 @@ def fork(
 
     async def prepare(storage: CheckpointStorage) -> Job:
         record = await find_trace(storage, trace)
-        loaded = graph_of(record, graph)
+        loaded = graph_of(record, graph, storage)
         child = name or await free_trace_id(storage, record.graph_id)
         known = await storage.trace(child) is not None
         earlier = await earlier_steps(storage, child if known else record.trace_id)
@@ -174,10 +174,10 @@ def fork(
     execute(prepare, must_exist=True, **common)
 
 
-def graph_of(record: TraceRecord, given: str | None) -> Graph:
+def graph_of(record: TraceRecord, given: str | None, storage: CheckpointStorage) -> Graph:
     """The graph to go on with: `--graph`, else the file that the trace was last executed with.
 
-    :raises click.UsageError: that file is gone, or there was none.
+    :raises click.UsageError: that file is gone, or there was none, or the store is another user's.
     """
     if given is not None:
         return load(given)
@@ -189,6 +189,10 @@ def graph_of(record: TraceRecord, given: str | None) -> Graph:
     if not os.path.exists(record.graph_path):
         again = command_line("resume", record.trace_id, "--graph", "FILE")
         raise click.UsageError(f"the graph file {record.graph_path} is gone; name it where it is now:\n  {again}")
+    if os.stat(storage.name).st_uid != os.geteuid():  # who wrote it would choose what code we run
+        again = command_line("resume", record.trace_id, "--graph", record.graph_path)
+        trust = f"it is another user's store that names the graph file; if you trust that file:\n  {again}"
+        raise click.UsageError(trust)
     return load(record.graph_path)
 
 

@@ -33,6 +33,8 @@ from tinyllm.graph.redact import MARK
 
 pytestmark = pytest.mark.anyio
 
+on_one_loop = pytest.mark.parametrize("anyio_backend", ["asyncio"])  # where no loop makes a difference
+
 NAMED, LOOKING = "hunter-two", "sk-abcdefghij0123456789"
 """A secret that is told by its name, and one by how it looks."""
 RULES = ("password", re.compile("sk-[a-z0-9]{20}"))
@@ -121,7 +123,7 @@ def in_worker(_: str) -> str:
     return LOOKING
 
 
-@pytest.mark.timeout(60)
+@on_one_loop
 async def test_in_a_worker_process(tmp_path: Path, nothing_leaks: list[Any]) -> None:
     built = GraphBuilder("g").node(in_worker, process=True).build()
     async with Executor(built, CONFIG, tmp_path, on_event=nothing_leaks.append) as executor:
@@ -130,6 +132,7 @@ async def test_in_a_worker_process(tmp_path: Path, nothing_leaks: list[Any]) -> 
             await executor.execute("")
 
 
+@on_one_loop
 async def test_from_outside_and_in_forks(tmp_path: Path, nothing_leaks: list[Any]) -> None:
     seen: list[Any] = []
     async with Executor(graph(seen), CONFIG, tmp_path) as executor:
@@ -142,6 +145,7 @@ async def test_from_outside_and_in_forks(tmp_path: Path, nothing_leaks: list[Any
         assert fork.status == "paused"
 
 
+@on_one_loop
 async def test_saved_by_hand(tmp_path: Path, nothing_leaks: list[Any]) -> None:
     context = ExecutionContext(trace_id="t", graph_id="g", variables={"password": NAMED, "x": LOOKING})
     context.messages.append(Message("t", "n", payload=MessagePayload(content=LOOKING, metadata={"password": NAMED})))
@@ -159,6 +163,7 @@ async def test_saved_by_hand(tmp_path: Path, nothing_leaks: list[Any]) -> None:
         await manager.close()
 
 
+@on_one_loop
 async def test_nothing_is_redacted_unasked(tmp_path: Path) -> None:
     async def gives(_: str) -> dict[str, str]:
         return {"password": NAMED, "x": LOOKING}
@@ -168,6 +173,7 @@ async def test_nothing_is_redacted_unasked(tmp_path: Path) -> None:
     assert in_files(tmp_path) == {NAMED, LOOKING}  # so the check can fail
 
 
+@on_one_loop
 async def test_what_is_deleted_is_gone_from_the_files_too_when_its_space_is_reclaimed(tmp_path: Path) -> None:
     async def gives(_: str) -> str:
         return LOOKING

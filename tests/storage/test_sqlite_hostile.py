@@ -30,6 +30,11 @@ FOR_EVER = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SEL
 
 
 @pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"  # what is tested is behind the threads of the store, where there is no loop
+
+
+@pytest.fixture
 async def store(tmp_path: Path, anyio_backend: str) -> Path:
     """With a trace `t` and a fork of it, `f`."""
     storage = SQLiteCheckpointStorage(tmp_path / "store")

@@ -259,4 +259,4 @@ def run_trial(task: Task) -> str:
     return f"{fine + refused:,} calls, of which {refused:,} were refused by an error of tinyllm's own: no other"
 
 
-TRIALS = (Trial("hostile", "a store has in its rows what no tinyllm ever wrote there", 150, 20_000, run_trial),)
+TRIALS = (Trial("hostile", "a store has in its rows what no tinyllm ever wrote there", 100, 20_000, run_trial),)

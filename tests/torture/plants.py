@@ -16,7 +16,7 @@ from tinyllm.actors.protocol import Ask, Durable, Put
 from tinyllm.actors.schedule import TraceSchedule, WriteNow
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.storage.contract import Delta, Outcome
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, sense, store, write
 from tinyllm.storage.sqlite.library import sqlite3
 
 BUSY = 0.02
@@ -113,3 +113,8 @@ def write_without_looking() -> None:
         for column in ("epoch", "rev"):
             statement = statement.replace(f"AND {column} = ", f"AND {column} >= ")
         setattr(write, name, statement)
+
+
+def believe_every_row() -> None:
+    """What a store says is taken for what a tinyllm wrote there."""
+    sense.check.__code__ = (lambda found: None).__code__  # wherever it was imported

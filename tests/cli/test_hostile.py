@@ -125,3 +125,27 @@ def test_json_tells_the_same_by_numbers() -> None:
 def test_what_people_write_stays() -> None:
     text = "tabs\tand\nlines, é, 日本, 👩‍🚀"
     assert printable(text) == text
+
+
+def test_secrets_are_neither_stored_nor_logged(store: Desk) -> None:
+    (store.folder / "nodes.py").write_text(
+        "from tinyllm import node\n\n@node\ndef a(x):\n    return x + ' ' + 'sk-0123456789'\n\n"
+        "@node\nasync def b(x, context):\n"
+        "    if x != 'x [redacted]' or context.variables['password'] != '[redacted]':\n        raise KeyError(x)\n"
+        "    await context.ask('say', name='password')\n    raise ValueError('sk-0123456789')\n"
+    )
+    redact = ["--redact", "pass*", "--redact", "/sk-[0-9]+/", "--storage", str(store.store)]
+    secrets = ["--set", 'password="hunter"', "--task", "x"]
+    asked = store.command("run", store.graph, "--id", "t", *secrets, *redact)
+    assert asked.exit_code == 3, asked.output
+    assert "tinyllm answer t" in asked.output or "tinyllm resume t" in asked.output
+    assert "--redact 'pass*' --redact '/sk-[0-9]+/'" in asked.output
+    assert store.command("answer", "t", '"hunter"', *redact).exit_code == 0
+    failed = store.command("resume", "t", "--log-level", "DEBUG", *redact)
+    assert "ValueError: [redacted]" in failed.output
+    held = b"".join(path.read_bytes() for path in store.store.rglob("*") if path.is_file())
+    for secret in ("hunter", "sk-0123456789"):
+        assert secret.encode() not in held
+        assert secret not in asked.output + failed.output
+    assert store.command("run", store.graph, "--redact", "/(/", "--storage", store.store).exit_code == 2
+    assert store.command("run", store.graph, "--redact", "/a*/", "--storage", store.store).exit_code == 2

@@ -24,7 +24,9 @@ from tinyllm.cli.options import (
     json_option,
     kill_after_option,
     log_level_option,
+    redact_option,
     remember,
+    rules_of,
     set_option,
     storage_option,
     task_option,
@@ -44,7 +46,9 @@ if TYPE_CHECKING:
 id_option = click.option(
     "--id", "trace_id", metavar="TRACE", help="The new trace's id. Default: the graph's id and random letters."
 )
-common_options = together(storage_option, durability_option, kill_after_option, json_option, log_level_option)
+common_options = together(
+    storage_option, durability_option, redact_option, kill_after_option, json_option, log_level_option
+)
 
 
 @click.command()
@@ -210,6 +214,7 @@ def execute(
     must_exist: bool,
     storage: str | None,
     durability: Any,
+    redact: tuple[str, ...],
     kill_after: int | None,
     as_json: bool,
 ) -> None:
@@ -218,7 +223,7 @@ def execute(
     from tinyllm.core.executor import ExecutorConfig
     from tinyllm.errors import ExecutionError
 
-    config = ExecutorConfig(durability=durability)
+    config = ExecutorConfig(durability=durability, redact=rules_of(redact))
     try:
         response, executed = drive(
             prepare, storage=storage, must_exist=must_exist, config=config, kill_after=kill_after

@@ -16,6 +16,8 @@ from tinyllm.cli.options import (
     json_option,
     log_level_option,
     parse_json,
+    redact_option,
+    rules_of,
     storage_option,
     together,
     trace_argument,
@@ -38,8 +40,11 @@ common_options = together(storage_option, json_option, log_level_option)
     callback=lambda _context, _parameter, text: parse_json(text),
 )
 @click.option("--question", metavar="NAME", help="Its name or id. Default: the only one that is open.")
+@redact_option
 @common_options
-def answer(trace: str, value: Any, question: str | None, storage: str | None, as_json: bool) -> None:
+def answer(
+    trace: str, value: Any, question: str | None, redact: tuple[str, ...], storage: str | None, as_json: bool
+) -> None:
     """Answer a question of a trace, once and for all.
 
     A process that executes the trace goes on with the answer; where there is none, `tinyllm resume` does.
@@ -49,7 +54,7 @@ def answer(trace: str, value: Any, question: str | None, storage: str | None, as
 
     async def act(store: CheckpointStorage) -> tuple[Question, TraceRecord, list[Question]]:
         name = (await find_trace(store, trace)).trace_id
-        asked = await outside.answer(store, name, value, question)
+        asked = await outside.answer(store, name, value, question, rules_of(redact))
         snapshot = await store.load(name)
         return asked, snapshot.record, [each for each in outside.open_questions(snapshot) if each != asked]
 

@@ -81,18 +81,21 @@ class Version:
         return Version(self.base, self.body, self._items, self.count + 1)
 
     @property
-    @reads("a variable with its items")
     def value(self) -> Any:
         if self._value is _UNREAD:
-            value = restore(self.body)
-            items = (restore(item) for _, item in sorted(self._items[: self.count]))
-            if isinstance(value, list):
-                value.extend(items)
-            else:
-                for item in items:
-                    value.update(item)
-            self._value = value
+            self._value = self._read()
         return self._value
+
+    @reads("a variable with its items")
+    def _read(self) -> Any:
+        value = restore(self.body)
+        items = (restore(item) for _, item in sorted(self._items[: self.count]))
+        if isinstance(value, list):
+            value.extend(items)
+        else:
+            for item in items:
+                value.update(item)
+        return value
 
     @property
     def captured(self) -> bytes:

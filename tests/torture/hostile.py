@@ -37,10 +37,11 @@ from tinyllm.storage.sqlite.rows import message_checksum, variable_checksum
 
 MEMORY = 512 * 2**20
 """Bytes that reading may take more than what the process has when it begins."""
-SECONDS = 20
+SECONDS = 10
+"""Of the processor, and of the clock no more than twelve times as many, on a machine that has much else to do."""
 
 _DEEP = 1_000_000
-_BOMB = b"\x01" + (64 * 2**20).to_bytes(4, "big") + zlib.compress(bytes(200 * 2**20), 9)
+_BOMB = b"\x01" + (64 * 2**20).to_bytes(4, "big") + zlib.compress(bytes(65 * 2**20), 1)
 _COMMAND = "\x1b]0;owned\x07\x9b31m"
 """What sets a terminal's title, and its colour in the eight bits of C1."""
 
@@ -186,7 +187,7 @@ async def use(folder: Path, tally: Tally) -> None:
             await expect(lambda: executor.fork(name, at=1, new_trace_id=f"new-{name}", accept_graph_change=True))
             await expect(lambda: executor.answer(name, 5))
 
-    for name in ("done", "asking", "told", "fork", "grandchild"):
+    for name in ("done", "told", "grandchild"):
         await expect(lambda name=name: read(name))  # type: ignore[misc]
         await expect(lambda name=name: resume(name))  # type: ignore[misc]
 
@@ -206,7 +207,8 @@ def act(folder: Path, pipe: int) -> None:
     warnings.simplefilter("ignore")  # a process that forks
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    signal.alarm(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
+    signal.alarm(12 * SECONDS)
     tally = Tally()
     try:
         for words in (["list"], ["list", "--json"], ["checkpoints"], ["show", "asking"], ["show", "done", "--json"]):
@@ -235,7 +237,7 @@ def attempt(folder: Path) -> str:
         said = pipe.read().decode()
     _, status = os.waitpid(child, 0)
     if status:
-        return f"!it died of signal {status & 0x7F}: after {SECONDS} s, or of what it read"
+        return f"!it died of signal {status & 0x7F}: it took too long, or what it read killed it"
     return said
 
 
@@ -243,8 +245,10 @@ def run_trial(task: Task) -> str:
     task.plant_it()
     template = task.folder / "template"
     if not (child := os.fork()):  # no thread of this process may be there when it forks
-        anyio.run(write, template)
-        os._exit(0)
+        try:
+            anyio.run(write, template)
+        finally:
+            os._exit(0)
     os.waitpid(child, 0)
     fine = refused = 0
     for number in task.numbers():

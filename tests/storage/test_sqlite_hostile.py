@@ -182,6 +182,17 @@ async def test_half_a_character_is_looked_for_nowhere(store: Path) -> None:
             await storage.traces(prefix="\ud800")
 
 
+@pytest.mark.parametrize(
+    "saved",
+    [{"graph_id": "\ud800"}, {"node_id": "\ud800"}, {"state": {"visited_nodes": ["\ud800"]}}, {"trace_id": "\ud800"}],
+)
+async def test_half_a_character_is_not_saved_by_hand(store: Path, saved: dict[str, Any]) -> None:
+    async with opened(store) as storage:
+        with pytest.raises(ValueNotStorable, match="lone surrogate"):
+            await storage.save_checkpoint(**{"graph_id": "g", "trace_id": "by-hand", "step": 1, **saved})
+        assert await storage.save_checkpoint(graph_id="g", trace_id="by-hand", step=1, node_id="n")
+
+
 # -- the marks of owners -----------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,7 @@ import anyio
 import attrs
 import msgspec
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceMismatch
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceMismatch, ValueNotStorable
 from tinyllm.graph.context import ExecutionContext
 from tinyllm.graph.messages import Message
 from tinyllm.graph.payload import encode_message, encode_payload
@@ -88,6 +88,9 @@ async def save(
             return await _save(storage, context, variables, node, keep, redaction)
         except (OwnershipLost, TraceExists) as lost:
             error = lost
+        except UnicodeEncodeError as half:
+            reason = f"one of its names has the lone surrogate {half.object[half.start]!a} in it; remove it"
+            raise ValueNotStorable("context", reason) from None
     raise error
 
 

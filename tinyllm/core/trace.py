@@ -300,7 +300,7 @@ class TraceCall:
         try:
             plan.restore(snapshot, retry=retry)
         except (ValueNotReadable, *NONSENSE) as error:
-            what = f"its frontier makes no sense ({error or type(error).__name__})"
+            what = f"its frontier makes no sense ({str(error) or type(error).__name__})"
             raise CheckpointDamaged(plan.trace_id, snapshot.step, what) from error
         return plan
 

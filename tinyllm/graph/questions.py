@@ -128,7 +128,7 @@ def _validator(schema: bytes) -> Any:
     except TinyLLMError:
         raise
     except Exception as error:  # what it raises of a schema that is none may be anything
-        raise ValueNotStorable("schema", f"is no JSON Schema: {error or type(error).__name__}") from None
+        raise ValueNotStorable("schema", f"is no JSON Schema: {str(error) or type(error).__name__}") from None
 
 
 class _FetchesNothing(dict[str, Any]):

@@ -91,7 +91,7 @@ def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
             try:
                 return read(*args, **options)
             except NONSENSE as error:
-                raise ValueNotReadable(f"it is not {what} ({error or type(error).__name__})") from error
+                raise ValueNotReadable(f"it is not {what} ({str(error) or type(error).__name__})") from error
 
         return checked
 

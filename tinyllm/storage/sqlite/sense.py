@@ -46,7 +46,7 @@ def sensible(read: Callable[P, T]) -> Callable[P, T]:
         except UnicodeEncodeError as error:  # a lone surrogate in what was asked for
             raise ValueNotStorable("what was looked for", "has a lone surrogate in it, which nothing has") from error
         except (*NONSENSE, Nonsense) as error:
-            what = f"its rows make no sense ({error or type(error).__name__})"
+            what = f"its rows make no sense ({str(error) or type(error).__name__})"
             if of == "trace_id":
                 raise CheckpointDamaged(str(args[1]), None, what) from error
             if isinstance(args[1], TraceRecord):

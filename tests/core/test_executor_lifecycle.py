@@ -29,6 +29,8 @@ from tinyllm import (
 )
 from tinyllm.actors.events import Event, NodeFinished, NodeStarted
 from tinyllm.actors.invoke import THREADS
+from tinyllm.core.store import opened_storage
+from tinyllm.errors import CheckpointDamaged
 from tinyllm.storage.contract import Admit, Append, Release
 
 pytestmark = pytest.mark.anyio
@@ -558,3 +560,24 @@ async def test_actors_end_in_order() -> None:
     assert order.count("Release") <= 3
     assert order.count("Append") >= 3
     assert order.index("retired") == len(order) - 1
+
+
+async def test_a_trace_that_comes_to_nothing_as_its_executor_ends_does_not_trouble_that(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def node(_: str) -> None: ...
+
+    def no_sense(*_: Any, **__: Any) -> None:
+        raise LookupError
+
+    executor = Executor(GraphBuilder("g").node(node).build(), checkpoint_storage=tmp_path)
+    await executor.execute("x", trace_id="t")
+    monkeypatch.setattr("tinyllm.actors.plan.Plan.restore", no_sense)
+    with pytest.raises(CheckpointDamaged, match=r"its frontier makes no sense \(LookupError\)") as caught:
+        await executor.fork("t", at=0, new_trace_id="fork")
+    assert not getattr(caught.value, "__notes__", ())
+    await executor.close()
+    async with opened_storage(tmp_path) as storage:
+        record = await storage.trace("fork")
+        assert record is not None
+        assert record.owner is None

@@ -26,7 +26,7 @@ from tinyllm.graph.definition import END
 from tinyllm.storage import framing, memory, memory_prune
 from tinyllm.storage.contract import Delta, Outcome, Snapshot
 from tinyllm.storage.memory_trace import Trace
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, store, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, sense, store, write
 from tinyllm.storage.sqlite import seals as sqlite_seals
 from tinyllm.storage.sqlite.library import sqlite3
 
@@ -198,3 +198,8 @@ def fire_when_anything_has_arrived() -> None:
         return [node for node in self.rounds if node != END]
 
     Joins.ready = hasty  # type: ignore[method-assign]
+
+
+def believe_every_row() -> None:
+    """What a store says is taken for what a tinyllm wrote there."""
+    sense.check.__code__ = (lambda found: None).__code__  # wherever it was imported

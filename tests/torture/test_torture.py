@@ -41,6 +41,7 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
         ("race", 20),
         ("flips", 40),
         ("simulate", 100),
+        ("hostile", 3),
     ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
@@ -68,6 +69,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
         ("simulate", 2000, "lose_an_arrival", "arrivals"),
         ("simulate", 2000, "fire_when_anything_has_arrived", "can still reach it"),
         ("simulate", 2000, "start_before_commit", "not committed"),
+        ("hostile", 60, "believe_every_row", "Traceback"),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, trial: str, runs: int, plant: str, violation: str) -> None:

@@ -19,7 +19,8 @@ from tinyllm.graph.definition import Graph, Node
 from tinyllm.graph.functions import locate
 from tinyllm.graph.node import Pause
 from tinyllm.graph.questions import Asked
-from tinyllm.nodes.call import Call, Caller, Failure, Output, Save, asked_by, failure, pause_in
+from tinyllm.graph.redact import Redaction
+from tinyllm.nodes.call import Call, Caller, Failure, Output, Save, failure, pause_in
 from tinyllm.nodes.kinds import KINDS
 from tinyllm.nodes.process import call_in_worker
 
@@ -50,7 +51,10 @@ class Code:
     :raises TypeError: its parameter's annotation is nothing that a value could be structured into.
     """
 
-    def __init__(self, graph: Graph, node: Node, *, deps: Any, debug_mutation: bool) -> None:
+    def __init__(
+        self, graph: Graph, node: Node, *, deps: Any, debug_mutation: bool, redaction: Redaction | None
+    ) -> None:
+        self._redaction = redaction
         self.id = node.id
         self.timeout = node.timeout
         self.in_loop = is_in_loop(graph, node)
@@ -61,7 +65,7 @@ class Code:
 
     def failure(self, error: BaseException) -> Failure:
         """`error`, which an attempt raised, as it is recorded."""
-        return failure(self.id, error, self._function)
+        return failure(self.id, error, self._function, self._redaction)
 
     def _invoker(self, graph: Graph, node: Node, deps: Any, debug_mutation: bool) -> Invoke:
         function = self._function
@@ -70,8 +74,9 @@ class Code:
         if node.process:
             path, qualname = locate(function)
             limiter = anyio.CapacityLimiter(concurrency(graph, node))
-            return partial(_in_process, path, qualname, function.wants_context, debug_mutation, limiter)
-        caller = Caller(function, deps=deps, debug_mutation=debug_mutation)
+            works = partial(call_in_worker, path, qualname, debug_mutation, self._redaction)
+            return partial(_in_process, works, function.wants_context, limiter)
+        caller = Caller(function, deps=deps, debug_mutation=debug_mutation, redaction=self._redaction)
         if self.in_loop:
             return partial(_in_loop, caller, function.call, function.wants_context)
         return partial(_in_thread, caller, anyio.CapacityLimiter(node.max_concurrency or THREADS))
@@ -97,7 +102,7 @@ async def _in_loop(
         else:
             returned = await _driven(coroutine, run, waits_for, attempt)
     except (Pause, BaseExceptionGroup) as raised:
-        return asked_by(call, pause_in(raised))
+        return caller.asked(call, pause_in(raised))
     return caller.output(prepared, returned)
 
 
@@ -134,10 +139,8 @@ async def _in_thread(caller: Caller, limiter: anyio.CapacityLimiter, call: Call,
 
 
 async def _in_process(
-    path: str,
-    qualname: str,
+    works: Callable[[Call], Outcome],
     wants_context: bool,
-    debug_mutation: bool,
     limiter: anyio.CapacityLimiter,
     call: Call,
     attempt: Attempt,
@@ -145,9 +148,7 @@ async def _in_process(
     attempt.makes_way()
     lent = call if wants_context else attrs.evolve(call, versions={}, progress=None)
     try:
-        return await anyio.to_process.run_sync(
-            call_in_worker, path, qualname, lent, debug_mutation, cancellable=True, limiter=limiter
-        )
+        return await anyio.to_process.run_sync(works, lent, cancellable=True, limiter=limiter)
     except anyio.BrokenWorkerProcess as error:
         if isinstance(error.__cause__, TinyLLMError):  # what the worker says of why it could not start
             raise error.__cause__ from None

@@ -30,6 +30,7 @@ from tinyllm.actors.protocol import (
 from tinyllm.errors import NodeError, NodeTimeout
 from tinyllm.graph.definition import Graph
 from tinyllm.graph.questions import Asked
+from tinyllm.graph.redact import Redaction
 from tinyllm.nodes.call import Failure, Output, Save
 from tinyllm.storage.thread import cancellations
 
@@ -54,11 +55,18 @@ class NodeExecutor:
     """
 
     def __init__(
-        self, graph: Graph, inbox: MemoryObjectReceiveStream[NodeMessage], *, deps: Any, debug_mutation: bool
+        self,
+        graph: Graph,
+        inbox: MemoryObjectReceiveStream[NodeMessage],
+        *,
+        deps: Any,
+        debug_mutation: bool,
+        redaction: Redaction | None = None,
     ) -> None:
         self._inbox = inbox
         self._nodes = {
-            node.id: Code(graph, node, deps=deps, debug_mutation=debug_mutation) for node in graph.nodes.values()
+            node.id: Code(graph, node, deps=deps, debug_mutation=debug_mutation, redaction=redaction)
+            for node in graph.nodes.values()
         }
         self._running: dict[tuple[RunAddress, int], _Worker] = {}
         self._idle = 0

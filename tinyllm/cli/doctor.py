@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from tinyllm.cli.options import command_line, json_option, log_level_option, storage_option
-from tinyllm.cli.text import local_time, plural, printable
+from tinyllm.cli.text import local_time, plural, say, say_json
 
 if TYPE_CHECKING:
     from tinyllm.storage.sqlite.health import Health, Holder
@@ -49,11 +48,11 @@ def doctor(context: click.Context, salvage: Path | None, storage: str | None, as
     if salvage is not None:
         saved = rescue.salvage(place, found.intact, salvage.expanduser().absolute())
     if as_json:
-        click.echo(json.dumps(_object(found, saved), ensure_ascii=False, indent=2))
+        say_json(_object(found, saved))
     else:
-        click.echo(printable("\n".join(_lines(found))))
+        say("\n".join(_lines(found)))
         for line in _advice(found, saved, salvage):
-            click.echo(printable(line), err=True)
+            say(line, err=True)
     if not found.sound or (saved is not None and saved.left):
         context.exit(1)
 

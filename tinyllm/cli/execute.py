@@ -25,7 +25,9 @@ from tinyllm.cli.options import (
     json_option,
     kill_after_option,
     log_level_option,
+    redact_option,
     remember,
+    rules_of,
     set_option,
     storage_option,
     task_option,
@@ -34,7 +36,7 @@ from tinyllm.cli.options import (
 )
 from tinyllm.cli.questions import question_lines
 from tinyllm.cli.report import DONE, FAILED, INTERRUPTED, PAUSED
-from tinyllm.cli.text import printable
+from tinyllm.cli.text import say, say_json, say_result
 
 if TYPE_CHECKING:
     from tinyllm.cli.drive import Job
@@ -45,7 +47,9 @@ if TYPE_CHECKING:
 id_option = click.option(
     "--id", "trace_id", metavar="TRACE", help="The new trace's id. Default: the graph's id and random letters."
 )
-common_options = together(storage_option, durability_option, kill_after_option, json_option, log_level_option)
+common_options = together(
+    storage_option, durability_option, redact_option, kill_after_option, json_option, log_level_option
+)
 
 
 @click.command()
@@ -111,7 +115,7 @@ def resume(
 
     async def prepare(storage: CheckpointStorage) -> Job:
         record = await find_trace(storage, trace)
-        loaded = graph_of(record, graph)
+        loaded = graph_of(record, graph, storage)
         earlier = await earlier_steps(storage, record.trace_id)
         named = {name or (await find_question(storage, record.trace_id)).id: value for name, value in answers}
         return Job(
@@ -161,7 +165,7 @@ def fork(
 
     async def prepare(storage: CheckpointStorage) -> Job:
         record = await find_trace(storage, trace)
-        loaded = graph_of(record, graph)
+        loaded = graph_of(record, graph, storage)
         child = name or await free_trace_id(storage, record.graph_id)
         known = await storage.trace(child) is not None
         earlier = await earlier_steps(storage, child if known else record.trace_id)
@@ -185,10 +189,10 @@ def fork(
     execute(prepare, must_exist=True, **common)
 
 
-def graph_of(record: TraceRecord, given: str | None) -> Graph:
+def graph_of(record: TraceRecord, given: str | None, storage: CheckpointStorage) -> Graph:
     """The graph to go on with: `--graph`, else the file that the trace was last executed with.
 
-    :raises click.UsageError: that file is gone, or there was none.
+    :raises click.UsageError: that file is gone, or there was none, or the store is another user's.
     """
     if given is not None:
         return load(given)
@@ -200,6 +204,10 @@ def graph_of(record: TraceRecord, given: str | None) -> Graph:
     if not os.path.exists(record.graph_path):
         again = command_line("resume", record.trace_id, "--graph", "FILE")
         raise click.UsageError(f"the graph file {record.graph_path} is gone; name it where it is now:\n  {again}")
+    if os.stat(storage.name).st_uid != os.geteuid():  # who wrote it would choose what code we run
+        again = command_line("resume", record.trace_id, "--graph", record.graph_path)
+        trust = f"it is another user's store that names the graph file; if you trust that file:\n  {again}"
+        raise click.UsageError(trust)
     return load(record.graph_path)
 
 
@@ -220,6 +228,7 @@ def execute(
     must_exist: bool,
     storage: str | None,
     durability: Any,
+    redact: tuple[str, ...],
     kill_after: int | None,
     as_json: bool,
 ) -> None:
@@ -228,7 +237,7 @@ def execute(
     from tinyllm.core.executor import ExecutorConfig
     from tinyllm.errors import ExecutionError
 
-    config = ExecutorConfig(durability=durability)
+    config = ExecutorConfig(durability=durability, redact=rules_of(redact))
     try:
         response, executed = drive(
             prepare, storage=storage, must_exist=must_exist, config=config, kill_after=kill_after
@@ -239,13 +248,13 @@ def execute(
         raise
     if not executed:
         what = "this is its recorded result" if response.success else "nothing was run"
-        click.echo(f"{response.trace_id}: {response.status} before; {what}", err=True)
+        say(f"{response.trace_id}: {response.status} before; {what}", err=True)
     if as_json:
         print_json(response)
     elif response.success and response.value is None:
-        click.echo(f"{response.trace_id}: the result is None", err=True)
+        say(f"{response.trace_id}: the result is None", err=True)
     elif response.success:
-        click.echo(response.content)
+        say_result(response.content)
     sys.exit(_conclude(response))
 
 
@@ -256,18 +265,18 @@ def _conclude(response: TaskResponse) -> int:
         case "completed":
             return DONE
         case "paused" if response.questions:
-            click.echo(printable("\n".join(question_lines(response.questions))), err=True)
+            say("\n".join(question_lines(response.questions)), err=True)
             return PAUSED
         case "cancelled":
             kept = command_line("checkpoints", response.trace_id)
-            click.echo(f"it is not resumed any more; a fork can start from what is kept:\n  {kept}", err=True)
+            say(f"it is not resumed any more; a fork can start from what is kept:\n  {kept}", err=True)
             return FAILED
         case "paused" | "interrupted":
-            click.echo(f"continue with:\n  {again}", err=True)
+            say(f"continue with:\n  {again}", err=True)
             return PAUSED if response.status == "paused" else INTERRUPTED
         case _:
             return FAILED
 
 
 def print_json(response: TaskResponse) -> None:
-    click.echo(json.dumps(response_object(response), ensure_ascii=False, indent=2))
+    say_json(response_object(response))

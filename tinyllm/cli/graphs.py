@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from contextlib import redirect_stdout
 from typing import TYPE_CHECKING
@@ -11,7 +10,7 @@ import click
 
 from tinyllm.cli.options import json_option, log_level_option
 from tinyllm.cli.report import USAGE
-from tinyllm.cli.text import plural
+from tinyllm.cli.text import plural, say, say_json
 
 if TYPE_CHECKING:
     from tinyllm.graph.definition import Graph
@@ -49,18 +48,18 @@ def validate(context: click.Context, files: tuple[str, ...], as_json: bool) -> N
         except InvalidGraph as error:
             faults += error.faults
             if not as_json:
-                click.echo("\n".join(str(fault) for fault in error.faults))
+                say("\n".join(str(fault) for fault in error.faults))
         else:
             if not as_json:
                 size = f"{plural(len(graph.nodes), 'node')}, {plural(len(graph.edges), 'edge')}"
-                click.echo(f"{file}: graph {graph.id!r} is valid: {size}")
+                say(f"{file}: graph {graph.id!r} is valid: {size}")
             if found := concurrent_writers(graph):
                 warnings += map(Document(file).fault, found)
     if as_json:
         said = [{"severity": "error", **attrs.asdict(fault)} for fault in faults]
         said += [{"severity": "warning", **attrs.asdict(warning)} for warning in warnings]
-        click.echo(json.dumps(said, indent=2))
+        say_json(said)
     else:
         for warning in warnings:
-            click.echo(f"warning: {warning}", err=True)
+            say(f"warning: {warning}", err=True)
     context.exit(USAGE if faults else 0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -12,7 +11,7 @@ import click
 
 from tinyllm.cli.objects import checkpoint_object, trace_object
 from tinyllm.cli.options import command_line, json_option, log_level_option, storage_option
-from tinyllm.cli.text import ago, local_time, plural, printable, table, width
+from tinyllm.cli.text import ago, local_time, plural, say, say_json, table, width
 
 if TYPE_CHECKING:
     from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, TraceRecord
@@ -41,11 +40,11 @@ def traces(graph_id: str | None, status: Any, limit: int, storage: str | None, a
 
     records, store_name = in_store(storage, read)
     if as_json:
-        click.echo(json.dumps([trace_object(record) for record in records], indent=2))
+        say_json([trace_object(record) for record in records])
         return
     if not records:
         chosen = graph_id is not None or status is not None
-        click.echo(f"no {'such traces' if chosen else 'traces'} in {store_name}", err=True)
+        say(f"no {'such traces' if chosen else 'traces'} in {store_name}", err=True)
         return
     now = time.time()
     rows = [
@@ -53,9 +52,9 @@ def traces(graph_id: str | None, status: Any, limit: int, storage: str | None, a
         for record in records
     ]
     heads = ("trace", "graph", "status", "step", "updated")
-    click.echo("\n".join(table(heads, rows, right=("step",), shrink="graph", columns=width())))
+    say("\n".join(table(heads, rows, right=("step",), shrink="graph", columns=width())))
     if len(records) == limit:
-        click.echo(f"the newest {limit:,}; --limit shows more", err=True)
+        say(f"the newest {limit:,}; --limit shows more", err=True)
 
 
 @click.command()
@@ -88,10 +87,10 @@ def checkpoints(
 
     records, store_name = in_store(storage, read)
     if as_json:
-        click.echo(json.dumps([checkpoint_object(record) for record in records], indent=2))
+        say_json([checkpoint_object(record) for record in records])
         return
     if not records:
-        click.echo(f"no such checkpoints in {store_name}", err=True)
+        say(f"no such checkpoints in {store_name}", err=True)
         return
     heads = ["step", "rev", "node", "status", "created", "id"]
     rows = [
@@ -108,12 +107,12 @@ def checkpoints(
     if any(record.label is not None for record in records):
         heads.append("label")
         rows = [[*row, record.label or ""] for row, record in zip(rows, records, strict=True)]
-    click.echo("\n".join(table(heads, rows, right=("step", "rev"), shrink="node", columns=width())))
+    say("\n".join(table(heads, rows, right=("step", "rev"), shrink="node", columns=width())))
     if len(records) == limit:
-        click.echo(f"the newest {limit:,}; --limit shows more", err=True)
+        say(f"the newest {limit:,}; --limit shows more", err=True)
     if gone := _pruned(records):
         of = next(iter(gone)) if len(gone) == 1 else plural(len(gone), "trace")
-        click.echo(f"{plural(gone.total(), 'older checkpoint')} of {of} were pruned", err=True)
+        say(f"{plural(gone.total(), 'older checkpoint')} of {of} were pruned", err=True)
 
 
 def _pruned(records: list[CheckpointRecord]) -> Counter[str]:
@@ -141,9 +140,9 @@ def show(trace: str, step: int | None, storage: str | None, as_json: bool) -> No
 
     portrait = in_store(storage, lambda store: read_portrait(store, trace, step))
     if as_json:
-        click.echo(json.dumps(as_object(portrait), ensure_ascii=False, indent=2))
+        say_json(as_object(portrait))
     else:
-        click.echo(printable("\n".join(as_lines(portrait, time.time(), width() or 100, command_line))))
+        say("\n".join(as_lines(portrait, time.time(), width() or 100, command_line)))
 
 
 def in_store(storage: str | None, act: Callable[[CheckpointStorage], Awaitable[T]]) -> T:

@@ -15,6 +15,7 @@ from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
 from tinyllm.cli.outside import answer, cancel, delete, pause, tag
 from tinyllm.cli.report import INTERRUPTED, report
+from tinyllm.cli.text import printable, say
 
 EXIT_CODES = """\b
 Exit codes:
@@ -40,10 +41,14 @@ class Root(Commands):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+        except click.ClickException as error:
+            # It names what was typed, or stands in a store. (That it is final, click says only to type checkers.)
+            error.message = printable(error.message)  # type: ignore[misc]
+            raise
+        except (click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # click knows what to do
         except KeyboardInterrupt:  # before a trace was executed: there is nothing to save
-            click.echo("interrupted", err=True)
+            say("interrupted", err=True)
             ctx.exit(INTERRUPTED)
         except Exception as error:
             ctx.exit(report(error, ctx))

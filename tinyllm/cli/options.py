@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import shlex
 import sys
 from collections.abc import Callable
@@ -12,6 +13,8 @@ from typing import Any, TextIO, TypeVar
 
 import click
 
+from tinyllm.cli.text import printable
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 STORAGE = "tinyllm.storage"
@@ -19,6 +22,7 @@ GRAPH = "tinyllm.graph"
 TRACE = "tinyllm.trace"
 DEBUG = "tinyllm.debug"
 AGAIN = "tinyllm.again"
+REDACT = "tinyllm.redact"
 """Keys of click's `meta`, which all contexts of one call share: what a line to paste must repeat."""
 
 
@@ -35,8 +39,11 @@ def remember(key: str) -> Callable[[click.Context, click.Parameter, Any], Any]:
 def command_line(*words: str) -> str:
     """A `tinyllm` command on the store of the present one, as it can be pasted into a shell."""
     context = click.get_current_context(silent=True)
-    storage = context.meta.get(STORAGE) if context else None
-    return shlex.join(["tinyllm", *words, *(["--storage", str(storage)] if storage else [])])
+    meta = context.meta if context else {}
+    options = ["--storage", str(meta[STORAGE])] if meta.get(STORAGE) else []
+    if words[0] in ("run", "resume", "fork", "answer"):  # what must not be stored by this one, must not by the next
+        options += [part for text in meta.get(REDACT, ()) for part in ("--redact", text)]
+    return shlex.join(["tinyllm", *words, *options])
 
 
 class _Stderr(logging.StreamHandler[TextIO]):
@@ -45,6 +52,9 @@ class _Stderr(logging.StreamHandler[TextIO]):
     def emit(self, record: logging.LogRecord) -> None:
         self.stream = sys.stderr
         super().emit(record)
+
+    def format(self, record: logging.LogRecord) -> str:
+        return printable(super().format(record))
 
 
 def _set_log_level(context: click.Context, _parameter: click.Parameter, level: str) -> None:
@@ -119,6 +129,31 @@ kill_after_option = click.option(
     metavar="N",
     help="To rehearse a crash: SIGKILL this process when N steps of the trace are durable (and were not at its start).",
 )
+
+
+redact_option = click.option(
+    "--redact",
+    metavar="NAME|/REGEX/",
+    multiple=True,
+    callback=remember(REDACT),
+    help="Neither store nor log what stands under NAME, in which * stands for any characters, or parts of texts that "
+    "REGEX matches. May be repeated.",
+)
+
+
+def rules_of(texts: tuple[str, ...]) -> list[str | re.Pattern[str]]:
+    """What `--redact` says, as the setting of that name.
+
+    :raises click.BadParameter: a regular expression does not parse.
+    """
+    found: list[str | re.Pattern[str]] = []
+    for text in texts:
+        try:
+            is_regex = len(text) > 2 and text[0] == text[-1] == "/"
+            found.append(re.compile(text[1:-1]) if is_regex else text)
+        except re.error as error:
+            raise click.BadParameter(f"{text} is no regular expression: {error}") from None
+    return found
 
 
 def together(*options: Callable[[F], F]) -> Callable[[F], F]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
@@ -17,12 +16,14 @@ from tinyllm.cli.options import (
     json_option,
     log_level_option,
     parse_json,
+    redact_option,
+    rules_of,
     storage_option,
     together,
     trace_argument,
 )
 from tinyllm.cli.questions import question_lines
-from tinyllm.cli.text import printable
+from tinyllm.cli.text import say, say_json
 
 if TYPE_CHECKING:
     from tinyllm.graph.questions import Question
@@ -39,8 +40,11 @@ common_options = together(storage_option, json_option, log_level_option)
     callback=lambda _context, _parameter, text: parse_json(text),
 )
 @click.option("--question", metavar="NAME", help="Its name or id. Default: the only one that is open.")
+@redact_option
 @common_options
-def answer(trace: str, value: Any, question: str | None, storage: str | None, as_json: bool) -> None:
+def answer(
+    trace: str, value: Any, question: str | None, redact: tuple[str, ...], storage: str | None, as_json: bool
+) -> None:
     """Answer a question of a trace, once and for all.
 
     A process that executes the trace goes on with the answer; where there is none, `tinyllm resume` does.
@@ -50,7 +54,7 @@ def answer(trace: str, value: Any, question: str | None, storage: str | None, as
 
     async def act(store: CheckpointStorage) -> tuple[Question, TraceRecord, list[Question]]:
         name = (await find_trace(store, trace)).trace_id
-        asked = await outside.answer(store, name, value, question)
+        asked = await outside.answer(store, name, value, question, rules_of(redact))
         snapshot = await store.load(name)
         return asked, snapshot.record, [each for each in outside.open_questions(snapshot) if each != asked]
 
@@ -58,13 +62,13 @@ def answer(trace: str, value: Any, question: str | None, storage: str | None, as
     if as_json:
         _print(question_object(asked))
         return
-    click.echo(printable(f"{record.trace_id}: {asked.name!r} of node {asked.node_id} is answered"))
+    say(f"{record.trace_id}: {asked.name!r} of node {asked.node_id} is answered")
     if record.owner is not None:
-        click.echo(f"{_owner(record)} goes on with it", err=True)
+        say(f"{_owner(record)} goes on with it", err=True)
     if others:
-        click.echo(printable("\n".join(question_lines(others, live=record.owner is not None))), err=True)
+        say("\n".join(question_lines(others, live=record.owner is not None)), err=True)
     elif record.owner is None:
-        click.echo(f"continue with:\n  {command_line('resume', record.trace_id)}", err=True)
+        say(f"continue with:\n  {command_line('resume', record.trace_id)}", err=True)
 
 
 @click.command()
@@ -81,8 +85,8 @@ def pause(trace: str, storage: str | None, as_json: bool) -> None:
     if as_json:
         _print(trace_object(record))
     elif record.status == "paused":
-        click.echo(f"{record.trace_id}: paused at step {record.step:,}")
-        click.echo(f"continue with:\n  {command_line('resume', record.trace_id)}", err=True)
+        say(f"{record.trace_id}: paused at step {record.step:,}")
+        say(f"continue with:\n  {command_line('resume', record.trace_id)}", err=True)
     else:
         _left(record, "pause it when what runs has ended")
 
@@ -101,8 +105,8 @@ def cancel(trace: str, storage: str | None, as_json: bool) -> None:
     if as_json:
         _print(trace_object(record))
     elif record.status == "cancelled":
-        click.echo(f"{record.trace_id}: cancelled at step {record.step:,}")
-        click.echo(f"a fork can start from what is kept:\n  {command_line('checkpoints', record.trace_id)}", err=True)
+        say(f"{record.trace_id}: cancelled at step {record.step:,}")
+        say(f"a fork can start from what is kept:\n  {command_line('checkpoints', record.trace_id)}", err=True)
     else:
         _left(record, "stop it")
 
@@ -129,10 +133,10 @@ def tag(trace: str, label: str, step: int | None, remove: bool, storage: str | N
             _print(checkpoint_object(record))
         else:
             what = f"is no longer named {label!r}" if remove else f"is named {label!r}"
-            click.echo(printable(f"{record.id}, at step {record.step:,}, {what}"))
+            say(f"{record.id}, at step {record.step:,}, {what}")
     if not remove and not as_json:
         fork = command_line("fork", records[0].trace_id, "--at", str(records[0].step))
-        click.echo(f"start a new trace from there with:\n  {fork}", err=True)
+        say(f"start a new trace from there with:\n  {fork}", err=True)
 
 
 @click.command()
@@ -163,7 +167,7 @@ def delete(context: click.Context, /, trace: str, yes: bool, storage: str | None
     if as_json:
         _print(trace_object(record))
     else:
-        click.echo(f"{name}: deleted")
+        say(f"{name}: deleted")
 
 
 def _command(
@@ -183,11 +187,11 @@ def _command(
 def _left(record: TraceRecord, deed: str) -> None:
     """Say who will carry a command out that is not yet."""
     if record.owner is None:  # it came to an end, or to another owner, just now
-        click.echo(f"{record.trace_id}: {record.status} at step {record.step:,}")
+        say(f"{record.trace_id}: {record.status} at step {record.step:,}")
     else:
         unseen = "" if record.owner_alive else ", if it still lives: that cannot be seen from here"
-        click.echo(f"{record.trace_id}: {_owner(record)} will {deed}{unseen}")
-    click.echo(f"see what became of it with:\n  {command_line('show', record.trace_id)}", err=True)
+        say(f"{record.trace_id}: {_owner(record)} will {deed}{unseen}")
+    say(f"see what became of it with:\n  {command_line('show', record.trace_id)}", err=True)
 
 
 def _owner(record: TraceRecord) -> str:
@@ -196,4 +200,4 @@ def _owner(record: TraceRecord) -> str:
 
 
 def _print(found: dict[str, Any]) -> None:
-    click.echo(json.dumps(found, ensure_ascii=False, indent=2))
+    say_json(found)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tinyllm.cli.options import AGAIN, DEBUG, GRAPH, TRACE, command_line
-from tinyllm.cli.text import printable
+from tinyllm.cli.options import AGAIN, DEBUG, GRAPH, REDACT, TRACE, command_line, rules_of
+from tinyllm.cli.text import say
 
 if TYPE_CHECKING:
     from tinyllm.errors import ExecutionError
@@ -37,11 +37,21 @@ def report(error: Exception, context: click.Context) -> int:
         commands, code = [], FAILED
         text += f"\nThis is a fault in tinyllm, not in your graph; {again}."
     if context.meta.get(DEBUG):
-        logging.getLogger("tinyllm").debug("the traceback", exc_info=error)
-    click.echo(printable(f"error: {text}"), err=True)
+        _logger(context).debug("the traceback", exc_info=error)
+    say(f"error: {text}", err=True)
     for command in commands:
-        click.echo(printable(f"  {command}"), err=True)
+        say(f"  {command}", err=True)
     return code
+
+
+def _logger(context: click.Context) -> logging.Logger:
+    logger = logging.getLogger("tinyllm")
+    if not (texts := context.meta.get(REDACT)):
+        return logger
+    from tinyllm.graph.redact import RedactedLogger, redaction_of
+
+    redaction = redaction_of(rules_of(texts))
+    return logger if redaction is None else RedactedLogger(logger, redaction)
 
 
 def explain(error: Exception, context: click.Context) -> tuple[str, list[str], int]:

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 import sys
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
+from typing import Any
+
+import click
 
 ELLIPSIS = "…"
 
 
+_COMMANDS = re.compile(r"[\0-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+"""What commands a terminal, turns the direction of text around, or is no character; but not tabs and line ends."""
+
+
 def printable(text: str) -> str:
     """`text` without what would command the terminal: it may come from a store that somebody else wrote."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    return _COMMANDS.sub("\N{REPLACEMENT CHARACTER}", text)
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print what people read."""
+    click.echo(printable(text), err=err)
+
+
+def say_result(text: str) -> None:
+    """Print what a graph came to: as it is, but for a terminal."""
+    click.echo(printable(text) if sys.stdout.isatty() else text)
+
+
+def say_json(found: Any) -> None:
+    """Print what programs read, and people look at: JSON can tell every character by its number."""
+    text = json.dumps(found, ensure_ascii=False, indent=2)
+    click.echo(_COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def plural(count: int, word: str) -> str:

@@ -8,10 +8,12 @@ from typing import Any
 import msgspec
 
 from tinyllm.graph.definition import Graph
+from tinyllm.graph.values import reads
 
 _SAID = {"nodes": "node", "edges": "edge", "variables": "reducer of", "versions": "version of"}
 
 
+@reads("the definition of a graph")
 def changes(recorded: bytes, graph: Graph) -> tuple[list[str], list[str]]:
     """What changed since, in two grades: what a resume must not accept unasked, and what it only reports."""
     before, now = msgspec.json.decode(recorded), msgspec.json.decode(graph.definition)

@@ -9,7 +9,7 @@ from time import monotonic
 
 from tinyllm.actors.plan import Plan
 from tinyllm.core.config import CheckpointConfig
-from tinyllm.core.store import check_trace_id, open_storage
+from tinyllm.core.store import check_name, check_trace_id, open_storage
 from tinyllm.errors import ConfigError, StorageNotOpen
 from tinyllm.graph.context import ExecutionContext
 from tinyllm.graph.pages import Editable
@@ -87,7 +87,8 @@ class CheckpointManager:
     async def save_checkpoint(
         self, context: ExecutionContext, current_node_id: str, force: bool = False
     ) -> CheckpointRecord | None:
-        """Save `context` as it is at `current_node_id`, which may be any text. None: none was due.
+        """Save `context` as it is at `current_node_id`, which may be any 1 to 128 printable characters. None: none was
+        due.
 
         The context of a trace that an executor executed, if nothing in it was changed, is in the store already: its
         checkpoint is labelled `current_node_id`, and with a label it is kept. What was changed in one is added to its
@@ -98,12 +99,21 @@ class CheckpointManager:
             begin with.
         :raises TraceOwned: a live process executes the trace, and the context is not one of its checkpoints.
         :raises ValueNotStorable: naming the path to the fault: `context.variables['x'].when`.
-        :raises ConfigError: the context's `trace_id` can be none.
+        :raises ConfigError: the context's `trace_id` can be none, or its `graph_id` or `current_node_id` is none.
         """
         if not self.should_checkpoint(force):
             return None
         check_trace_id(context.trace_id)
-        saved = await save(self.storage, context, current_node_id, keep=self.config.max_checkpoints_per_trace)
+        check_name("graph_id", context.graph_id)
+        check_name("current_node_id", current_node_id)
+        config = self.config
+        saved = await save(
+            self.storage,
+            context,
+            current_node_id,
+            keep=config.max_checkpoints_per_trace,
+            redaction=config.redaction,
+        )
         self._last = monotonic()
         return saved
 

@@ -8,19 +8,22 @@ from typing import Any
 from tinyllm.core.changes import changes
 from tinyllm.errors import GraphChanged, NodeMissing, NothingToRun, TraceExists, TraceMismatch, ValueNotStorable
 from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.redact import Redaction
 from tinyllm.graph.values import digest
 from tinyllm.graph.variables import capture_variables
 from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, Snapshot, TraceRecord
 from tinyllm.storage.records import BY_HAND
 
 
-def initial_variables(graph: Graph, variables: Mapping[str, Any], where: str) -> dict[str, bytes]:
+def initial_variables(
+    graph: Graph, variables: Mapping[str, Any], where: str, redaction: Redaction | None
+) -> dict[str, bytes]:
     """Variables that are given from outside."""
     captured = capture_variables(variables, where)
     for key, body in captured.items():
         if graph.variables.get(key) == "append" and not body.startswith(b"["):
             raise ValueNotStorable(f"{where}[{key!r}]", "its reducer is append; give it a list")
-    return captured
+    return captured if redaction is None else redaction.variables(captured)
 
 
 def check_own_graph(graph: Graph, record: TraceRecord) -> None:

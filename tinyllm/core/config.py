@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 import attrs
 
 from tinyllm.actors.dispatch import Durability
 from tinyllm.actors.schedule import Policy
+from tinyllm.graph.redact import Redaction, Rule, Rules, redaction_of, rules
 from tinyllm.graph.settings import OneOf, Whole, flag, refuse_unknown
 
 
@@ -20,6 +23,9 @@ class CheckpointConfig:
     :param durability: `async`: commits run beside the nodes, at most 64 steps of a trace are at risk. `sync`: the next
         node starts after the commit. `exit`: only admission, pause, failure and end are written. (What is saved by hand
         is durable when the call returns, in every mode.)
+    :param redact: what must not be stored or logged. A text is a name (of a variable, a key, a field, a question), in
+        which `*`, `?` and `[...]` stand for characters, in any case: what stands under it becomes `[redacted]`. A
+        compiled regular expression is for parts of texts. What is redacted is so for the nodes behind it, too.
     :raises ConfigError: a value out of its range.
     :raises UnknownSetting: a setting that there is not, with the nearest that there is.
     """
@@ -28,6 +34,11 @@ class CheckpointConfig:
     checkpoint_after_each_node: bool = attrs.field(default=True, validator=flag)
     max_checkpoints_per_trace: int = attrs.field(default=100, validator=Whole(1))
     durability: Durability = attrs.field(default="async", validator=OneOf(("async", "sync", "exit")))
+    redact: tuple[Rule, ...] = attrs.field(default=(), converter=rules, validator=Rules())
+
+    @cached_property
+    def redaction(self) -> Redaction | None:
+        return redaction_of(self.redact)
 
 
 @refuse_unknown

@@ -163,7 +163,13 @@ class Engine:
             actors.start_soon(scheduler.run, name="checkpoint scheduler")
         self._nodes, to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
         try:
-            executor = NodeExecutor(self.graph, to_run, deps=self._deps, debug_mutation=self.config.debug_mutation)
+            executor = NodeExecutor(
+                self.graph,
+                to_run,
+                deps=self._deps,
+                debug_mutation=self.config.debug_mutation,
+                redaction=self.config.redaction,
+            )
         except BaseException:  # a function that no worker process can load
             to_run.close()
             raise
@@ -262,7 +268,8 @@ class Engine:
     async def _let_go(self, trace_id: str, trace: int, epoch: int) -> None:
         self._begin_work()
         try:
-            with suppress(TinyLLMError):
+            # Where the writer has been told to end before this had its first turn, the end of the lease lets go of all.
+            with suppress(TinyLLMError, anyio.BrokenResourceError, anyio.ClosedResourceError):
                 await self.ask(trace_id, Release(trace, epoch), Done)
         finally:
             self._end_work()

@@ -189,7 +189,7 @@ class Executor(anyio.AsyncContextManagerMixin):
         :raises ValueNotStorable: the task or a variable cannot be recorded.
         :raises StorageFailed: the store failed for good.
         """
-        captured = Captured(encode_payload(task, "task"))
+        captured = Captured(encode_payload(task, "task", self.config.redaction))
         if resume_trace_id is not None and (trace_id is not None or variables is not None):
             given = "trace_id" if trace_id is not None else "variables"
             raise ConfigError(given, trace_id or variables, "left out with resume_trace_id: that trace has its own")
@@ -256,7 +256,7 @@ class Executor(anyio.AsyncContextManagerMixin):
 
     async def answer(self, trace_id: str, value: Any, *, question: str | None = None) -> Question:
         """Answer a question of a trace, wherever it runs; `tinyllm.core.outside.answer` says more."""
-        return await self._from_outside(outside.answer, trace_id, value, question)
+        return await self._from_outside(outside.answer, trace_id, value, question, self.config.redact)
 
     async def pause(self, trace_id: str) -> Status:
         """Have a trace pause, wherever it runs: what runs may end, nothing more starts, a resume goes on.

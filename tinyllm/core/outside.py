@@ -7,15 +7,18 @@ Where no live process owns the trace, whoever left the command becomes the owner
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import attrs
 
+from tinyllm.core.config import CheckpointConfig
+from tinyllm.core.store import check_name
 from tinyllm.errors import AlreadyAnswered, CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
 from tinyllm.graph.ids import activation_id
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
+from tinyllm.graph.redact import Redaction, Rule
 from tinyllm.storage.by_hand import forget
 from tinyllm.storage.contract import (
     TERMINAL,
@@ -57,24 +60,34 @@ async def pause(storage: CheckpointStorage, trace_id: str) -> Status:
     return await _command(storage, trace_id, "pause")
 
 
-async def answer(storage: CheckpointStorage, trace_id: str, value: Any, question: str | None = None) -> Question:
+async def answer(
+    storage: CheckpointStorage,
+    trace_id: str,
+    value: Any,
+    question: str | None = None,
+    redact: Sequence[Rule] = (),
+) -> Question:
     """Answer a question, once and for all; returns the one that was answered.
 
     `question` is its `id` or its `name`; it may be left out where only one is open. A trace without a live owner is
-    ready to be resumed then.
+    ready to be resumed then. `redact`: as the setting of `CheckpointConfig`.
 
     :raises QuestionNotOpen: no such question waits, or several do.
     :raises AnswerRefused: the value does not fit the question's schema.
     :raises AlreadyAnswered: somebody else was first.
     :raises TraceNotFound, TraceEnded: as `cancel()`.
     """
-    (asked,) = await leave_answers(storage, trace_id, [(question, value)])
+    redaction = CheckpointConfig(redact=redact).redaction
+    (asked,) = await leave_answers(storage, trace_id, [(question, value)], redaction)
     await carry_out(storage, trace_id)
     return asked
 
 
 async def leave_answers(
-    storage: CheckpointStorage, trace_id: str, answers: Iterable[tuple[str | None, Any]]
+    storage: CheckpointStorage,
+    trace_id: str,
+    answers: Iterable[tuple[str | None, Any]],
+    redaction: Redaction | None = None,
 ) -> list[Question]:
     """The same for several, without carrying it out: for whoever resumes the trace next. None is left unless all fit
     open questions; where somebody else was first with one of them, the others are left all the same."""
@@ -88,8 +101,8 @@ async def leave_answers(
     trace = snapshot.record.trace
     causal = {activation_id(trace_id, row.id).hex(): row.id for row in snapshot.frontier}
     writes = [
-        Leave(trace, trace_id, "answer", causal[asked.activation_id], asked.name, check_answer(asked, value))
-        for asked, value in chosen
+        Leave(trace, trace_id, "answer", causal[asked.activation_id], asked.name, body)
+        for asked, body in ((asked, check_answer(asked, value, redaction)) for asked, value in chosen)
     ]
     for outcome in await storage.commit(writes):
         if isinstance(outcome, Exception):
@@ -120,7 +133,9 @@ async def tag(storage: CheckpointStorage, trace_id: str, label: str, *, step: in
     Returns the checkpoint.
 
     :raises TraceNotFound, CheckpointNotFound: it is not there, or not any more.
+    :raises ConfigError: `label` is not 1 to 128 printable characters.
     """
+    check_name("label", label)
     return await _label(storage, await storage.find_checkpoint(trace_id, step=step), label)
 
 

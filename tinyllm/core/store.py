@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from tinyllm.errors import AmbiguousTrace, ConfigError, StoreMissing, TraceNotFound
+from tinyllm.graph.ids import NAME, is_name
 from tinyllm.storage import near
 from tinyllm.storage.contract import CheckpointStorage, StorageConfig, TraceRecord
 
@@ -89,6 +90,16 @@ async def free_trace_id(storage: CheckpointStorage, graph_id: str) -> str:
     while await storage.trace(name := new_trace_id(graph_id)) is not None:
         pass
     return name
+
+
+def check_name(setting: str, text: str) -> str:
+    """`text`, if it can be the name of a thing: 1 to 128 printable characters.
+
+    :raises ConfigError: if not; `setting` says what it would have named.
+    """
+    if not is_name(text):
+        raise ConfigError(setting, text, NAME)
+    return text
 
 
 def check_trace_id(text: str) -> str:

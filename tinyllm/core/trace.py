@@ -29,12 +29,13 @@ from tinyllm.errors import (
     TraceEnded,
     TraceExists,
     TraceMismatch,
+    ValueNotReadable,
 )
 from tinyllm.graph.definition import Graph
 from tinyllm.graph.findings import near
 from tinyllm.graph.messages import TaskResponse
 from tinyllm.graph.payload import Captured
-from tinyllm.graph.values import digest
+from tinyllm.graph.values import NONSENSE, digest
 from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
@@ -77,7 +78,7 @@ class TraceCall:
         self, task: Captured, variables: Mapping[str, Any], trace_id: str | None, accept_graph_change: bool
     ) -> TaskResponse:
         """As `Executor.execute`."""
-        initial = initial_variables(self._graph, variables, "variables")
+        initial = initial_variables(self._graph, variables, "variables", self._client.engine.config.redaction)
         task_digest = _input_digest(task, initial)
         if trace_id is not None:
             check_trace_id(trace_id)
@@ -116,7 +117,7 @@ class TraceCall:
             return await self._fall_back(damage, accept_graph_change, take_over, rerun_effects)
         check_own_graph(self._graph, snapshot.record)
         if answers:
-            await leave_answers(self._storage, trace_id, answers.items())
+            await leave_answers(self._storage, trace_id, answers.items(), self._client.engine.config.redaction)
             self._client.engine.look()
         return await self._go_on(
             snapshot.record,
@@ -143,7 +144,7 @@ class TraceCall:
         accept_graph_change: bool,
     ) -> TaskResponse:
         """As `Executor.fork`."""
-        initial = initial_variables(self._graph, variables, "set")
+        initial = initial_variables(self._graph, variables, "set", self._client.engine.config.redaction)
         parent = await found(self._storage, trace_id)
         check_own_graph(self._graph, parent)
         point = await self._point(parent.trace_id, at)
@@ -328,7 +329,11 @@ class TraceCall:
 
     def _planned(self, snapshot: Snapshot, *, retry: bool) -> Plan:
         plan = self._client.last = Plan(self._graph, snapshot.record.trace_id)
-        plan.restore(snapshot, retry=retry)
+        try:
+            plan.restore(snapshot, retry=retry)
+        except (ValueNotReadable, *NONSENSE) as error:
+            what = f"its frontier makes no sense ({str(error) or type(error).__name__})"
+            raise CheckpointDamaged(plan.trace_id, snapshot.step, what) from error
         return plan
 
     async def _go(

@@ -11,6 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterable
 from hashlib import blake2b
 
+LONGEST = 128
+NAME = f"1 to {LONGEST} printable characters"
+
+
+def is_name(text: object) -> bool:
+    """Whether `text` can be what people name a thing by: a label, a question, a result's status. It is one line, and
+    nothing in it commands a terminal, turns text around or cannot be stored."""
+    return isinstance(text, str) and 0 < len(text) <= LONGEST and text.isprintable()
+
 
 def causal_id(generation: int, parent: bytes, edge: str, ordinal: int) -> bytes:
     """16 bytes. `edge` names the edge, send or entry that `parent`'s result took, `ordinal` the item along it."""

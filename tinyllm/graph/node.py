@@ -10,6 +10,9 @@ from typing import Any, Protocol, TypeVar, overload
 
 import attrs
 
+from tinyllm.graph.ids import NAME, is_name
+from tinyllm.graph.tags import short
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 MARK = "__tinyllm_node__"
@@ -148,10 +151,15 @@ class NodeFunction:
                 f"node function {function.__name__!r} must take one value and optionally `context`, not ({names})"
             )
         annotation = inputs[0].annotation if inputs else inspect.Parameter.empty
+        version = options.get("version")
+        if isinstance(version, str) and not is_name(version):
+            raise TypeError(
+                f"the version of node function {function.__name__!r} must be {NAME}, not {short.repr(version)}"
+            )
         return cls(
             name=options.get("name") or function.__name__,
             call=function,
-            version=options.get("version"),
+            version=version,
             effects=options.get("effects", False),
             is_async=inspect.iscoroutinefunction(function),
             wants_input=bool(inputs),

@@ -6,6 +6,8 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, MutableSequence, Sequence
 from typing import Any, TypeVar, overload
 
+from tinyllm.errors import ValueNotReadable
+
 T = TypeVar("T")
 
 PAGE = 1000
@@ -42,13 +44,19 @@ class Pages(Sequence[T]):
             if not wanted:
                 return []
             low, high = min(wanted[0], wanted[-1]), max(wanted[0], wanted[-1])
-            return self.read(low, high - low + 1)[:: wanted.step]
-        (item,) = self.read(range(self._length)[index], 1)
+            return self._whole(low, high - low + 1)[:: wanted.step]
+        (item,) = self._whole(range(self._length)[index], 1)
         return item
 
     def __iter__(self) -> Iterator[T]:
         for start in range(0, self._length, PAGE):
-            yield from self.read(start, min(PAGE, self._length - start))
+            yield from self._whole(start, min(PAGE, self._length - start))
+
+    def _whole(self, start: int, count: int) -> list[T]:
+        items = self.read(start, count)
+        if len(items) != count:  # else one that was told a wrong length would be gone through for ever
+            raise ValueNotReadable(f"of {self._length:,} items, number {start + len(items) + 1:,} is missing")
+        return items
 
     def __eq__(self, other: object) -> bool:
         if isinstance(other, Pages) and other.place == self.place:

@@ -12,7 +12,8 @@ import msgspec
 from tinyllm.errors import ValueNotStorable
 from tinyllm.graph.messages import ErrorInfo, Message, MessagePayload, TaskPayload
 from tinyllm.graph.records import unguarded
-from tinyllm.graph.values import MAX_BYTES, capture, digest, restore
+from tinyllm.graph.redact import Redaction
+from tinyllm.graph.values import MAX_BYTES, capture, digest, reads, restore
 
 _items = msgspec.json.Decoder(list[msgspec.Raw]).decode
 
@@ -24,12 +25,17 @@ _Payload = unguarded(MessagePayload)
 _Message = unguarded(Message)
 
 
-def encode_payload(value: Any, path: str = "value") -> bytes:
+def encode_payload(value: Any, path: str = "value", redaction: Redaction | None = None) -> bytes:
     """The body of the message that carries `value`: any storable value, a `TaskPayload`, a `MessagePayload`, or
     a whole `Message`, of which only the payload counts.
 
     :raises ValueNotStorable: naming the path to the fault.
     """
+    body = _encode_payload(value, path)
+    return body if redaction is None else redaction.body(body)
+
+
+def _encode_payload(value: Any, path: str) -> bytes:
     if isinstance(value, TaskPayload):
         value = (
             MessagePayload(task=value.content, content=value.content, metadata=value.metadata)
@@ -57,23 +63,26 @@ def encode_payload(value: Any, path: str = "value") -> bytes:
     return body
 
 
+@reads("a message's payload")
 def decode_payload(body: bytes) -> MessagePayload:
     body = payload_of(body)
     if not body.startswith(_TAG):
         return MessagePayload.of(restore(body))
     said = restore(body[len(_TAG) : -1])
     if said.get("error") is not None:
-        said["error"] = ErrorInfo(**said["error"])
+        said["error"] = _error_of(said["error"])
+    if not isinstance(said.get("metadata", {}), dict) or not isinstance(said.get("content"), str | None):
+        raise TypeError("its content is no text, or its metadata no dict")
     return MessagePayload(**said)
 
 
-def encode_message(message: Message, path: str = "message") -> bytes:
+def encode_message(message: Message, path: str = "message", redaction: Redaction | None = None) -> bytes:
     """The body of a message that a program made and saves: its payload, and what no trace could tell again.
 
     :raises ValueNotStorable: naming the path to the fault.
     """
     said = [message.trace_id, message.target_node, message.message_id, message.parent_id, message.created_at]
-    return _WHOLE + b"[" + capture(said, path) + b"," + encode_payload(message, f"{path}.payload") + b"]}"
+    return _WHOLE + b"[" + capture(said, path) + b"," + encode_payload(message, f"{path}.payload", redaction) + b"]}"
 
 
 class Said(Protocol):
@@ -87,6 +96,7 @@ class Said(Protocol):
     def body(self) -> bytes: ...
 
 
+@reads("a message")
 def decode_messages(said: Iterable[Said], trace_id: str, began: datetime) -> list[Message]:
     """The messages of a trace that `began` then. What a body does not say of its message, the trace tells.
 
@@ -112,6 +122,7 @@ def decode_messages(said: Iterable[Said], trace_id: str, began: datetime) -> lis
     return found
 
 
+@reads("a message")
 def payload_of(body: bytes) -> bytes:
     """The body without what a message says beside its payload."""
     return bytes(_items(body[len(_WHOLE) : -1])[1]) if body.startswith(_WHOLE) else body
@@ -121,8 +132,16 @@ def encode_error(error: ErrorInfo) -> bytes:
     return capture(attrs.asdict(error))
 
 
+@reads("an error")
 def decode_error(body: bytes) -> ErrorInfo:
-    return ErrorInfo(**restore(body))
+    return _error_of(restore(body))
+
+
+def _error_of(said: dict[str, Any]) -> ErrorInfo:
+    error = ErrorInfo(**said)
+    if not all(isinstance(part, str | None) for part in attrs.astuple(error)):
+        raise TypeError("a part of it is no text")
+    return error
 
 
 _UNREAD = object()
@@ -145,6 +164,7 @@ class Captured:
         self.parts = parts
         """What a join received: its value is the list of theirs."""
 
+    @reads("a list with as many items as were handed on")
     def item(self, index: int) -> Captured:
         """The part of a list that one activation of a `for_each` edge receives."""
         if self._items is None:

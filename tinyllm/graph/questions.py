@@ -9,9 +9,10 @@ from typing import Any
 import attrs
 import msgspec
 
-from tinyllm.errors import AnswerRefused, ValueNotStorable
+from tinyllm.errors import AnswerRefused, TinyLLMError, ValueNotStorable
 from tinyllm.graph.ids import activation_id
-from tinyllm.graph.values import capture, restore
+from tinyllm.graph.redact import Redaction
+from tinyllm.graph.values import capture, reads, restore
 
 
 @attrs.frozen(kw_only=True)
@@ -60,17 +61,26 @@ def answered(asked: Sequence[Asked], body: bytes) -> tuple[Asked, ...]:
     return (*asked[:-1], attrs.evolve(asked[-1], answer=body))
 
 
+def redacted(asked: Asked, redaction: Redaction) -> Asked:
+    """`asked` as it may be recorded and told."""
+    schema = restore(redaction.body(capture(asked.schema)))
+    return attrs.evolve(asked, prompt=redaction.text(asked.prompt), schema=schema)
+
+
 def encode_asked(asked: Sequence[Asked]) -> bytes:
     return capture([[a.name, a.prompt, a.schema, None if a.answer is None else a.answer.decode()] for a in asked])
 
 
+@reads("a list of questions")
 def decode_asked(body: bytes | None) -> list[Asked]:
     if body is None:
         return []
-    return [
-        Asked(name, prompt, schema, None if answer is None else answer.encode())
-        for name, prompt, schema, answer in restore(body)
-    ]
+    found = []
+    for name, prompt, schema, answer in restore(body):
+        if not (isinstance(name, str) and isinstance(prompt, str) and isinstance(schema, Mapping | None)):
+            raise TypeError("a name or a prompt is no text, or a schema no dict")
+        found.append(Asked(name, prompt, schema, None if answer is None else answer.encode()))
+    return found
 
 
 def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
@@ -89,8 +99,8 @@ def schema_of(wanted: Any, path: str) -> Mapping[str, Any] | None:
         raise ValueNotStorable(path, reason) from None
 
 
-def check_answer(question: Question, value: Any) -> bytes:
-    """The captured answer.
+def check_answer(question: Question, value: Any, redaction: Redaction | None = None) -> bytes:
+    """The captured answer; redacted when it was found to fit, by the question's name too.
 
     :raises AnswerRefused: it does not fit the question's schema.
     :raises ValueNotStorable: it cannot be recorded.
@@ -103,7 +113,9 @@ def check_answer(question: Question, value: Any) -> bytes:
             _validator(capture(question.schema))(value)
         except fastjsonschema.JsonSchemaValueException as error:
             raise AnswerRefused(question.id, error.message.replace("data", "it", 1)) from None
-    return body
+        except (ArithmeticError, RecursionError, TypeError, ValueError) as error:  # a multiple of 0, a `$ref` to itself
+            raise AnswerRefused(question.id, f"its schema cannot be applied to it ({error})") from None
+    return body if redaction is None else redaction.body(body, question.name)
 
 
 @lru_cache(maxsize=64)
@@ -112,11 +124,21 @@ def _validator(schema: bytes) -> Any:
 
     try:
         # Nothing is filled in, and nothing is fetched from where a `$ref` points.
-        return fastjsonschema.compile(
-            restore(schema), handlers=dict.fromkeys(("http", "https"), _refuse_to_fetch), use_default=False
-        )
-    except fastjsonschema.JsonSchemaDefinitionException as error:
-        raise ValueNotStorable("schema", f"is no JSON Schema: {error}") from None
+        return fastjsonschema.compile(restore(schema), handlers=_FetchesNothing(), use_default=False)
+    except TinyLLMError:
+        raise
+    except Exception as error:  # what it raises of a schema that is none may be anything
+        raise ValueNotStorable("schema", f"is no JSON Schema: {str(error) or type(error).__name__}") from None
+
+
+class _FetchesNothing(dict[str, Any]):
+    """By scheme, what fetches that to which a `$ref` points. What is not in it, `file:` too, the library would."""
+
+    def __contains__(self, scheme: object) -> bool:
+        return True
+
+    def __getitem__(self, scheme: str) -> Any:
+        return _refuse_to_fetch
 
 
 def _refuse_to_fetch(uri: str) -> Any:

@@ -18,11 +18,12 @@ import attrs
 from tinyllm.graph.definition import Edge, Limits, Node, Reducer, Retry
 from tinyllm.graph.durations import duration_text, parse_duration
 from tinyllm.graph.findings import Finding, Path, did_you_mean, listed, near, quoted, shown
+from tinyllm.graph.ids import LONGEST
 
 Rule = Callable[[Any, Path], Iterable[Finding]]
 
 _GRAPH_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_NODE_ID = re.compile(r"[a-z][a-z0-9_\.]*")
+_NODE_ID = re.compile(rf"[a-z][a-z0-9_\.]{{0,{LONGEST - 1}}}")
 _WINDOW = re.compile(r"window\(([1-9][0-9]{0,17})\)")
 _MAX_DEPTH = 32
 
@@ -33,6 +34,16 @@ UNKNOWN = ""
 def _text(value: Any, path: Path) -> Iterator[Finding]:
     if not isinstance(value, str):
         yield Finding(path, f"must be text, not {shown(value)}{_quote(value)}")
+    else:
+        yield from _whole(value, path)
+
+
+def _whole(text: str, path: Path) -> Iterator[Finding]:
+    """Half a character (a lone surrogate) can be in Python's texts, but in no file and no store."""
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        yield Finding(path, f"has the lone surrogate {text[error.start]!a} in it, at index {error.start}; remove it")
 
 
 def _word(value: Any, path: Path) -> Iterator[Finding]:
@@ -51,9 +62,9 @@ def _graph_id(value: Any, path: Path) -> Iterator[Finding]:
 def _node_id(value: Any, path: Path) -> Iterator[Finding]:
     yield from _text(value, path)
     if isinstance(value, str) and not _NODE_ID.fullmatch(value):
-        better = re.sub(r"[^a-z0-9_.]+", "_", value.lower()).strip("_.").lstrip("0123456789_.")
+        better = re.sub(r"[^a-z0-9_.]+", "_", value[:LONGEST].lower()).strip("_.").lstrip("0123456789_.")
         hint = f"; try `{better}`" if better else ""
-        rule = "it takes a-z, 0-9, `_` and `.`, and begins with a letter"
+        rule = f"it takes up to {LONGEST} of a-z, 0-9, `_` and `.`, and begins with a letter"
         yield Finding(path, f"{quoted(value)} cannot be a node's id: {rule}{hint}")
 
 
@@ -175,6 +186,8 @@ def _data(value: Any, path: Path) -> Iterator[Finding]:
             yield from _data(item, (*path, index))
     elif isinstance(value, float) and not math.isfinite(value):
         yield Finding(path, f"must be a finite number, not {value!r}")
+    elif isinstance(value, str):
+        yield from _whole(value, path)
     elif not isinstance(value, str | int | float | None):
         yield Finding(path, f"must be text, a number, true, false, a list or a mapping, not {shown(value)}")
 

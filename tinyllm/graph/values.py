@@ -17,8 +17,8 @@ import types
 from array import array
 from base64 import b64encode
 from collections.abc import Callable, Iterable, Mapping
-from functools import lru_cache
-from typing import Any
+from functools import lru_cache, wraps
+from typing import Any, ParamSpec, TypeVar
 
 import attrs
 import msgspec
@@ -72,6 +72,30 @@ def restore(body: bytes) -> Any:
         raise ValueNotReadable(str(error)) from None
     except RecursionError:
         raise ValueNotReadable("it is nested too deeply") from None
+
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+NONSENSE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError)
+"""What Python raises where something restored is not what the code that reads it relies on."""
+
+
+def reads(what: str) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Have a function that reads captured bytes raise `ValueNotReadable` where they are those of a value, but not of
+    `what` was captured for it: a store may have been written by somebody else."""
+
+    def decorate(read: Callable[P, T]) -> Callable[P, T]:
+        @wraps(read)
+        def checked(*args: P.args, **options: P.kwargs) -> T:
+            try:
+                return read(*args, **options)
+            except NONSENSE as error:
+                raise ValueNotReadable(f"it is not {what} ({str(error) or type(error).__name__})") from error
+
+        return checked
+
+    return decorate
 
 
 def _untag(value: Any) -> Any:

@@ -10,8 +10,9 @@ import msgspec
 
 from tinyllm.errors import ValueMismatch, ValueNotStorable
 from tinyllm.graph.definition import Reducer
+from tinyllm.graph.redact import Redaction
 from tinyllm.graph.tags import short
-from tinyllm.graph.values import capture, restore
+from tinyllm.graph.values import capture, reads, restore
 
 Order = tuple[int, tuple[int, ...], int, str, int]
 """By which items are presented: depth of cause, fan-out path, place of the node in the graph, activation id,
@@ -31,7 +32,7 @@ class StoredRow(Protocol):
     def order(self) -> bytes | None: ...
 
 
-def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
+def capture_variables(values: Mapping[str, Any], path: str, redaction: Redaction | None = None) -> dict[str, bytes]:
     """Variables as they are recorded.
 
     :raises ValueNotStorable: a value cannot be, or a name is no text.
@@ -40,7 +41,8 @@ def capture_variables(values: Mapping[str, Any], path: str) -> dict[str, bytes]:
         if not isinstance(key, str):
             raise ValueNotStorable(f"{path}[{key!r}]", f"the name of a variable must be text, not {type(key).__name__}")
         capture(key, f"{path}[{key!r}]")
-    return {key: capture(value, f"{path}[{key!r}]") for key, value in values.items()}
+    captured = {key: capture(value, f"{path}[{key!r}]") for key, value in values.items()}
+    return captured if redaction is None else redaction.variables(captured)
 
 
 class Version:
@@ -71,6 +73,7 @@ class Version:
         self._value: Any = _UNREAD
 
     @classmethod
+    @reads("a variable with its items")
     def stored(cls, rows: Sequence[StoredRow]) -> Version:
         """The version that a store keeps as `rows`: first the full value, then its items."""
         full, *items = rows
@@ -89,15 +92,19 @@ class Version:
     @property
     def value(self) -> Any:
         if self._value is _UNREAD:
-            value = restore(self.body)
-            items = (restore(item) for _, item in sorted(self._items[: self.count]))
-            if isinstance(value, list):
-                value.extend(items)
-            else:
-                for item in items:
-                    value.update(item)
-            self._value = value
+            self._value = self._read()
         return self._value
+
+    @reads("a variable with its items")
+    def _read(self) -> Any:
+        value = restore(self.body)
+        items = (restore(item) for _, item in sorted(self._items[: self.count]))
+        if isinstance(value, list):
+            value.extend(items)
+        else:
+            for item in items:
+                value.update(item)
+        return value
 
     @property
     def captured(self) -> bytes:

@@ -17,13 +17,15 @@ import anyio.from_thread
 import attrs
 
 from tinyllm.errors import NodeError, TinyLLMError, ValueMutated, ValueNotStorable
-from tinyllm.graph.ids import activation_id, idempotency_key
+from tinyllm.graph.ids import NAME, activation_id, idempotency_key, is_name
 from tinyllm.graph.messages import ErrorInfo, Message
 from tinyllm.graph.node import NodeFunction, Pause, Result, Send
 from tinyllm.graph.payload import Captured, encode_payload
-from tinyllm.graph.questions import Asked, schema_of
+from tinyllm.graph.questions import Asked, redacted, schema_of
 from tinyllm.graph.records import record
+from tinyllm.graph.redact import RedactedLogger, Redaction
 from tinyllm.graph.structure import structure, structurer
+from tinyllm.graph.tags import short
 from tinyllm.graph.values import capture, restore
 from tinyllm.graph.variables import Variables, Version, capture_variables
 
@@ -83,9 +85,10 @@ class Failure:
 class Context:
     """The `NodeContext` that a `def` gets; it may be used from the thread, or process, that runs the function."""
 
-    def __init__(self, call: Call, deps: Any, save: Save | None) -> None:
+    def __init__(self, call: Call, deps: Any, save: Save | None, redaction: Redaction | None) -> None:
         self._call = call
         self._save = save
+        self._redaction = redaction
         self._sets: dict[str, Any] = {}
         self._questions = 0
         self.tokens = (0, 0)
@@ -114,7 +117,8 @@ class Context:
 
     @cached_property
     def logger(self) -> logging.Logger:
-        return logging.getLogger(f"tinyllm.node.{self._call.node_id}")
+        logger = logging.getLogger(f"tinyllm.node.{self._call.node_id}")
+        return logger if self._redaction is None else RedactedLogger(logger, self._redaction)
 
     def set_variable(self, key: str, value: Any) -> None:
         self._sets[key] = value
@@ -151,6 +155,8 @@ class Context:
         if self._save is None:
             raise NodeError(self.node_id, "a worker process cannot save progress; leave out `process: true`")
         body = capture(value, f"nodes.{self.node_id}: progress")
+        if self._redaction is not None:
+            body = self._redaction.body(body)
         self._call = attrs.evolve(self._call, progress=body)
         return self._save, body
 
@@ -169,8 +175,16 @@ class AsyncContext(Context):
 class Caller:
     """Turns calls into arguments, and results into outputs, for one function."""
 
-    def __init__(self, function: NodeFunction, *, deps: Any = None, debug_mutation: bool = False) -> None:
+    def __init__(
+        self,
+        function: NodeFunction,
+        *,
+        deps: Any = None,
+        debug_mutation: bool = False,
+        redaction: Redaction | None = None,
+    ) -> None:
         self.function = function
+        self._redaction = redaction
         self._deps = deps
         self._debug = debug_mutation
         self._messages = function.annotation in (Message, list[Message])
@@ -186,7 +200,7 @@ class Caller:
             fresh = {key: version.fresh() for key, version in call.versions.items()}
             call = attrs.evolve(call, input=call.input.fresh(), versions=fresh)
         kind = AsyncContext if self.function.is_async else Context
-        context = kind(call, self._deps, save) if self.function.wants_context else None
+        context = kind(call, self._deps, save, self._redaction) if self.function.wants_context else None
         arguments: list[Any] = []
         if self.function.wants_input:
             if self._messages:
@@ -203,8 +217,13 @@ class Caller:
         try:
             returned = self.function.call(*prepared.arguments, **prepared.keywords)
         except Pause as pause:
-            return asked_by(call, pause)
+            return self.asked(call, pause)
         return self.output(prepared, returned)
+
+    def asked(self, call: Call, pause: Pause) -> Asked:
+        """As `asked_by`, redacted."""
+        asked = asked_by(call, pause)
+        return asked if self._redaction is None else redacted(asked, self._redaction)
 
     def output(self, prepared: Prepared, returned: Any) -> Output:
         """Capture what the function returned and set.
@@ -224,24 +243,28 @@ class Caller:
         status: str | None = None
         if isinstance(returned, Result):
             status = returned.status
-            if not isinstance(status, str | None):
-                raise NodeError(node_id, f"the status of a result is a word, not {status!r}")
+            if not (status is None or is_name(status)):
+                raise NodeError(node_id, f"the status of a result is {NAME}, not {short.repr(status)}")
+            if status is not None and self._redaction is not None:
+                status = self._redaction.text(status)
             sets.update(returned.set)
             if returned.goto is not None:
                 goto = (returned.goto,) if isinstance(returned.goto, str) else tuple(returned.goto)
             returned = returned.value
-        captured = tuple(capture_variables(sets, f"nodes.{node_id}: set").items()) if sets else ()
+        redaction = self._redaction
+        captured = tuple(capture_variables(sets, f"nodes.{node_id}: set", redaction).items()) if sets else ()
         if isinstance(returned, list) and any(isinstance(item, Send) for item in returned):
             if goto is not None or not all(isinstance(item, Send) for item in returned):
                 raise NodeError(
                     node_id, "it returned sends together with other items or a goto; return only sends, or none"
                 )
             sends = tuple(
-                (item.node, encode_payload(item.value, f"nodes.{node_id}: send[{index}]"))
+                (item.node, encode_payload(item.value, f"nodes.{node_id}: send[{index}]", redaction))
                 for index, item in enumerate(returned)
             )
             return Output(b"null", captured, None, sends, None, tokens)
-        return Output(encode_payload(returned, f"nodes.{node_id}: value"), captured, goto, None, status, tokens)
+        body = encode_payload(returned, f"nodes.{node_id}: value", redaction)
+        return Output(body, captured, goto, None, status, tokens)
 
     @staticmethod
     def _as_messages(call: Call) -> Message | list[Message]:
@@ -265,14 +288,22 @@ class Prepared:
 def asked_by(call: Call, pause: Pause) -> Asked:
     """The question that a node raised.
 
-    :raises NodeError: it has the answer: nobody can give another, and the trace would wait for ever.
-    :raises ValueNotStorable: there is no JSON Schema for what it wants.
+    :raises NodeError: it has the answer: nobody can give another, and the trace would wait for ever; or its name can be
+        none.
+    :raises ValueNotStorable: there is no JSON Schema for what it wants, or that or the prompt cannot be recorded.
     """
     name = pause.name
     if any(asked.name == name and asked.answer is not None for asked in call.asked):
         remedy = f"take the answer from `context.ask(..., name={name!r})`, or ask under another name"
         raise NodeError(call.node_id, f"it asks {name!r} again, which is answered; {remedy}")
-    return Asked(name, str(pause.prompt), schema_of(pause.schema, f"nodes.{call.node_id}: schema of {name!r}"))
+    if not is_name(name):
+        raise NodeError(call.node_id, f"it asks under the name {short.repr(name)}; a question's name is {NAME}")
+    path = f"nodes.{call.node_id}: "
+    asked = Asked(name, str(pause.prompt), schema_of(pause.schema, f"{path}schema of {name!r}"))
+    # Whatever cannot be recorded fails its node here: to the run that would record it, it would be its own mistake.
+    capture(asked.prompt, f"{path}prompt of {name!r}")
+    capture(asked.schema, f"{path}schema of {name!r}")
+    return asked
 
 
 def pause_in(raised: BaseException) -> Pause:
@@ -292,9 +323,18 @@ def pause_in(raised: BaseException) -> Pause:
     return raised
 
 
-def failure(node_id: str, error: BaseException, function: NodeFunction | None = None) -> Failure:
+def failure(
+    node_id: str,
+    error: BaseException,
+    function: NodeFunction | None = None,
+    redaction: Redaction | None = None,
+) -> Failure:
     kinds = (kind.__name__ for kind in type(error).__mro__ if kind is not object)
-    return Failure(_error_info(node_id, error, function), tuple(kinds))
+    info = _error_info(node_id, error, function)
+    if redaction is not None:
+        shown = None if info.traceback is None else redaction.text(info.traceback)
+        info = attrs.evolve(info, message=redaction.text(info.message), traceback=shown)
+    return Failure(info, tuple(kinds))
 
 
 def _error_info(node_id: str, error: BaseException, function: NodeFunction | None) -> ErrorInfo:

@@ -13,20 +13,23 @@ from tinyllm.errors import UnguardedMain
 from tinyllm.graph.functions import load
 from tinyllm.graph.node import NodeFunction
 from tinyllm.graph.questions import Asked
+from tinyllm.graph.redact import Redaction
 from tinyllm.nodes.call import Call, Caller, Failure, Output, failure
 
 
-def call_in_worker(path: str, qualname: str, call: Call, debug_mutation: bool) -> Output | Asked | Failure:
+def call_in_worker(
+    path: str, qualname: str, debug_mutation: bool, redaction: Redaction | None, call: Call
+) -> Output | Asked | Failure:
     """Runs in the worker. A failure comes back as data: an exception of the user's may not survive pickling."""
     _leave_signals_to_parent()
     _die_with_parent()
     function = None
     try:
-        caller = _caller(path, qualname, debug_mutation)
+        caller = _caller(path, qualname, debug_mutation, redaction)
         function = caller.function
         return caller.attempt(call)
     except (Exception, SystemExit) as error:
-        return failure(call.node_id, error, function)
+        return failure(call.node_id, error, function, redaction)
 
 
 def refuse_in_worker_start() -> None:
@@ -45,8 +48,8 @@ def refuse_in_worker_start() -> None:
 
 
 @cache
-def _caller(path: str, qualname: str, debug_mutation: bool) -> Caller:
-    return Caller(NodeFunction.of(load(path, qualname)), debug_mutation=debug_mutation)
+def _caller(path: str, qualname: str, debug_mutation: bool, redaction: Redaction | None) -> Caller:
+    return Caller(NodeFunction.of(load(path, qualname)), debug_mutation=debug_mutation, redaction=redaction)
 
 
 @cache

@@ -5,16 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import anyio
 import attrs
 import msgspec
 
-from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceMismatch
+from tinyllm.errors import CheckpointNotFound, OwnershipLost, TraceExists, TraceMismatch, ValueNotStorable
 from tinyllm.graph.context import ExecutionContext
 from tinyllm.graph.messages import Message
 from tinyllm.graph.payload import encode_message, encode_payload
+from tinyllm.graph.redact import Redaction
 from tinyllm.graph.variables import Version, capture_variables
 from tinyllm.storage.caps import too_big
 from tinyllm.storage.contract import (
@@ -61,7 +63,12 @@ _PRUNE = 64
 
 
 async def save(
-    storage: CheckpointStorage, context: ExecutionContext, node: str | None, *, keep: int | None = None
+    storage: CheckpointStorage,
+    context: ExecutionContext,
+    node: str | None,
+    *,
+    keep: int | None = None,
+    redaction: Redaction | None = None,
 ) -> CheckpointRecord:
     """Save `context`, at `node`; returns the checkpoint when it is durable.
 
@@ -76,12 +83,15 @@ async def save(
     :raises ValueNotStorable: naming the path to the fault.
     :raises OwnershipLost: others saved the trace at the same time, again and again.
     """
-    variables = capture_variables(context.variables, "context.variables")
+    variables = capture_variables(context.variables, "context.variables", redaction)
     for _ in range(_ATTEMPTS):
         try:
-            return await _save(storage, context, variables, node, keep)
+            return await _save(storage, context, variables, node, keep, redaction)
         except (OwnershipLost, TraceExists) as lost:
             error = lost
+        except UnicodeEncodeError as half:
+            reason = f"one of its names has the lone surrogate {half.object[half.start]!a} in it; remove it"
+            raise ValueNotStorable("context", reason) from None
     raise error
 
 
@@ -91,20 +101,21 @@ async def _save(
     variables: dict[str, bytes],
     node: str | None,
     keep: int | None,
+    redaction: Redaction | None,
 ) -> CheckpointRecord:
     record = await storage.trace(context.trace_id)
     if record is None:
-        admitted = await _ask(storage, Admitted, _admission(context, variables, node))
+        admitted = await _ask(storage, Admitted, _admission(context, variables, node, redaction))
         return await _saved(storage, context, admitted.rev)
     if record.graph_id != context.graph_id:
         raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})", "save the context under another trace_id")
     if record.fingerprint != BY_HAND:
         shown = await storage.load(record.trace_id, context.rev)
-        if _same(shown, _difference(storage, shown, context, variables)):
+        if _same(shown, _difference(storage, shown, context, variables, redaction)):
             await _ask(storage, object, Label(record.trace, record.trace_id, shown.rev, node))
             return await _saved(storage, context, shown.rev)
     snapshot = await storage.load(record.trace_id)
-    delta = attrs.evolve(_difference(storage, snapshot, context, variables), node=node)
+    delta = attrs.evolve(_difference(storage, snapshot, context, variables, redaction), node=node)
     refuse_owned(snapshot.record)
     if refused := too_big(delta):
         raise refused
@@ -177,7 +188,9 @@ async def forget(storage: CheckpointStorage, record: TraceRecord) -> None:
 # -- what is different -----------------------------------------------------------------------------------------
 
 
-def _admission(context: ExecutionContext, variables: dict[str, bytes], node: str | None) -> Admit:
+def _admission(
+    context: ExecutionContext, variables: dict[str, bytes], node: str | None, redaction: Redaction | None
+) -> Admit:
     blank = Delta(trace=0, epoch=0, number=0, step=0, status="paused", node=node, marks=Marks(), counts=Counts())
     definition = {"topology": {}, "details": {}, "start_time": context.start_time.isoformat()}
     return Admit(
@@ -189,12 +202,16 @@ def _admission(context: ExecutionContext, variables: dict[str, bytes], node: str
         graph_path=None,
         task_digest="",
         owner=None,
-        first=_grown(blank, context, context.messages, context.visited_nodes, variables, {}, by_hand=True),
+        first=_grown(blank, context, context.messages, context.visited_nodes, variables, {}, redaction, by_hand=True),
     )
 
 
 def _difference(
-    storage: CheckpointStorage, snapshot: Snapshot, context: ExecutionContext, variables: dict[str, bytes]
+    storage: CheckpointStorage,
+    snapshot: Snapshot,
+    context: ExecutionContext,
+    variables: dict[str, bytes],
+    redaction: Redaction | None,
 ) -> Delta:
     """What `context` has and `snapshot` has not, as the delta that follows.
 
@@ -204,10 +221,10 @@ def _difference(
     by_hand = record.fingerprint == BY_HAND
     place = Place(storage, record.trace_id, snapshot.rev)
     said = StoredMessages(place, record, snapshot.marks, snapshot.counts)
-    messages = _new(said, context.messages, _content, record.trace_id, "messages")
+    messages = _new(said, context.messages, partial(_content, redaction), record.trace_id, "messages")
     nodes = _new(StoredNodes(place, visited(snapshot)), context.visited_nodes, str, record.trace_id, "visited nodes")
     base = snapshot.following()
-    return _grown(base, context, messages, nodes, variables, snapshot.variables, by_hand=by_hand)
+    return _grown(base, context, messages, nodes, variables, snapshot.variables, redaction, by_hand=by_hand)
 
 
 def _grown(
@@ -217,6 +234,7 @@ def _grown(
     nodes: Sequence[str],
     variables: dict[str, bytes],
     there: Mapping[str, Sequence[VariableRow]],
+    redaction: Redaction | None,
     *,
     by_hand: bool,
 ) -> Delta:
@@ -224,7 +242,7 @@ def _grown(
     marks, counts, now = base.marks, base.counts, time.time()
     total, visits = len(context.messages), len(context.visited_nodes)
     said = tuple(
-        MessageRow(seq, message.source_node, 0, encode_message(message, f"context.messages[{at}]"))
+        MessageRow(seq, message.source_node, 0, encode_message(message, f"context.messages[{at}]", redaction))
         for seq, (at, message) in enumerate(enumerate(messages, total - len(messages)), marks.message + 1)
     )
     known = {key: Version.stored(rows).captured for key, rows in there.items()}
@@ -283,8 +301,8 @@ def _new(
     return own[known:]
 
 
-def _content(message: Message) -> object:
-    return message.source_node, encode_payload(message)
+def _content(redaction: Redaction | None, message: Message) -> object:
+    return message.source_node, encode_payload(message, redaction=redaction)
 
 
 async def _ask(storage: CheckpointStorage, kind: type[T], *writes: Write) -> T:

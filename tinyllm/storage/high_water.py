@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 import threading
 import zlib
@@ -26,24 +27,30 @@ _CHECK = struct.Struct("<I")
 _BODY = _KEY.size + _PLACE.size
 _USED = _BODY + _CHECK.size
 _CHUNK = mmap.ALLOCATIONGRANULARITY
+OWNERS = "owners"
+"""The directory, in that of a store, which they are in."""
 _SUFFIX = ".marks"
+_MOST = 16 * 2**20
+"""Bytes of a file that are read: half a million traces at once."""
 
 
 def path_in(directory: Path, owner: str) -> Path:
     """Where the marks of the owner of that id are kept in a store's directory."""
-    return directory / "owners" / (quote(owner, safe="") + _SUFFIX)
+    return directory / OWNERS / (quote(owner, safe="") + _SUFFIX)
 
 
 def files(directory: Path) -> list[Path]:
     """The files of all owners in a store's directory."""
-    return list((directory / "owners").glob(f"*{_SUFFIX}"))
+    return list((directory / OWNERS).glob(f"*{_SUFFIX}"))
 
 
 def read(path: Path) -> dict[tuple[int, int], tuple[int, int]]:
     """What is noted in a file: by trace key and epoch, the step and how many activations were running."""
     try:
-        content = path.read_bytes()
-    except OSError:
+        # No link, which may lead anywhere; and a FIFO would keep whoever opens it waiting.
+        with open(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            content = file.read(_MOST) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else b""
+    except (OSError, ValueError):  # ValueError: a name with a NUL
         return {}  # nothing was ever noted, or it is another user's: nothing is known
     found: dict[tuple[int, int], tuple[int, int]] = {}
     for start in range(0, len(content) - _SLOT + 1, _SLOT):
@@ -103,8 +110,10 @@ class HighWaterFile:
     def _grow(self) -> None:
         try:
             if self._file is None:
-                self.path.parent.mkdir(mode=0o700, exist_ok=True)
-                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                if not self.path.parent.is_dir():
+                    self.path.parent.mkdir(mode=0o700, exist_ok=True)
+                    self.path.parent.chmod(0o700)  # where the umask took even that away
+                self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
                 os.fchmod(self._file, 0o600)
             start = len(self._chunks) * _CHUNK
             # Written, not truncated to size: on a full disk, touching a page that was never written is a SIGBUS.

@@ -12,6 +12,7 @@ import msgspec
 from tinyllm.graph.messages import Message
 from tinyllm.graph.pages import Pages
 from tinyllm.graph.payload import decode_messages
+from tinyllm.graph.values import reads
 from tinyllm.graph.variables import Version
 
 if TYPE_CHECKING:
@@ -109,6 +110,7 @@ class StoredState:
             self._value = self._place.ask(self._read)
         return self._value
 
+    @reads("the state of a checkpoint")
     def _read(self, store: Reads) -> dict[str, Any]:
         trace_id = self._place.trace_id
         snapshot = store.load(trace_id, self._place.rev)

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 from tinyllm.errors import DatabaseTooNew, StoragePathError
+from tinyllm.storage.high_water import OWNERS
 from tinyllm.storage.sqlite import schema
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
 from tinyllm.storage.sqlite.library import has_wal_reset_bug, sqlite3
@@ -16,6 +17,15 @@ from tinyllm.storage.sqlite.library import has_wal_reset_bug, sqlite3
 FILE_NAME = "tinyllm.db"
 
 _log = logging.getLogger("tinyllm.storage")
+
+_FOREIGN = """
+SELECT CASE type WHEN 'table' THEN 'the virtual table' ELSE 'the ' || type END, name FROM sqlite_schema
+WHERE coalesce(rootpage, 0) = 0
+UNION ALL
+SELECT 'the computed column', t.name || '.' || c.name FROM sqlite_schema t, pragma_table_xinfo(t.name) c
+WHERE t.type = 'table' AND c.hidden
+"""
+"""What has no pages of its own. Tables and indexes, which an administrator may add, have."""
 
 _PAGE_SIZE = 4096
 _CACHE_KIB = 16_000
@@ -64,6 +74,9 @@ def connect(path: Path) -> sqlite3.Connection:
         try:
             connection.execute("PRAGMA trusted_schema = OFF")
             connection.execute("PRAGMA synchronous = FULL")
+            # What is deleted is overwritten where its page is written in any case, which costs nothing that could be
+            # measured; whole pages that become free leave the file when pruning has time. ON would write those, too.
+            connection.execute("PRAGMA secure_delete = FAST")
             connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
             if hasattr(connection, "setconfig"):  # Python 3.12
                 connection.setconfig(sqlite3.SQLITE_DBCONFIG_DEFENSIVE, True)  # type: ignore[attr-defined,unused-ignore]
@@ -125,6 +138,9 @@ def _make_file(path: Path) -> None:
 def check_version(path: Path) -> None:
     """Refuse what is not ours to write, by a connection that could not write if it wanted to."""
     wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
+    for file in (path, wal, journal, Path(f"{path}-shm"), path.parent / OWNERS):
+        if file.is_symlink():  # it may lead to somebody else's file; and SQLite looks for the others where it leads to
+            raise StoragePathError(str(file), "it is a symbolic link; name the directory that the database is in")
     if journal.exists() and journal.stat().st_size:
         return  # a transaction was cut off: nobody can read anything before it is rolled back, as any reader does
     # Where nothing waits in the WAL, all that is asked for stands in the first page, which is written as a whole; and
@@ -147,6 +163,10 @@ def _refuse(path: Path, connection: sqlite3.Connection) -> None:
         raise StoragePathError(str(path), "it is another program's database; move it away, or choose another path")
     if version > schema.VERSION:
         raise DatabaseTooNew(str(path), str(version), str(schema.VERSION))
+    # They are SQL of somebody else's, which our statements would run, for ever if it says so.
+    if found := connection.execute(_FOREIGN).fetchone():
+        what = f"somebody else added {found[0]} {found[1]!r}; drop it, or choose another path"
+        raise StoragePathError(str(path), what)
 
 
 def _set_up(connection: sqlite3.Connection, path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from tinyllm.errors import DatabaseCorrupt, DatabaseLocked, StorageError, StoragePathError
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.sense import Nonsense
 
 LOCK_TIMEOUT = 10.0
 """Seconds to wait for another process's transaction: one is over in milliseconds unless its process is stopped."""
@@ -33,13 +34,15 @@ _REMEDIES = {
 
 @contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Raise SQLite's errors as ours, about the database `path`."""
+    """Raise SQLite's errors as ours, about the database `path`; and that it holds what nobody wrote there."""
     try:
         yield
     except sqlite3.Error as error:
         raise translate(error, path) from error
     except UnicodeDecodeError as error:  # SQLite quotes what it found, and that is no text
         raise DatabaseCorrupt(str(path), "its schema cannot be read") from error
+    except Nonsense as error:
+        raise DatabaseCorrupt(str(path), str(error)) from error
 
 
 def translate(error: sqlite3.Error, path: Path) -> StorageError:
@@ -51,11 +54,6 @@ def translate(error: sqlite3.Error, path: Path) -> StorageError:
     if code in _REMEDIES:
         return StoragePathError(str(path), _REMEDIES[code].format(detail=error))
     return StorageError(f"{path}: {error}")
-
-
-def is_no_text(error: Exception) -> bool:
-    """Whether what failed was to read a text that is none."""
-    return isinstance(error, sqlite3.OperationalError) and str(error).startswith("Could not decode to UTF-8")
 
 
 def is_locked(error: sqlite3.Error) -> bool:

@@ -19,10 +19,11 @@ from tinyllm.storage.contract import (
     sum_of_changes,
 )
 from tinyllm.storage.framing import Frame
-from tinyllm.storage.sqlite.read import Catalog, Point, Segment, legible, unframed, verified
+from tinyllm.storage.sqlite.read import Catalog, Point, Segment, unframed, verified
 from tinyllm.storage.sqlite.rows import path_of
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 from tinyllm.storage.sqlite.seals import activation_seal, arrival_seal, message_seal, seal
+from tinyllm.storage.sqlite.sense import sensible
 
 _ACTIVATION = """
 SELECT id, hash, node, message, item, path, depth, state, attempts, error,
@@ -58,11 +59,12 @@ WHERE trace = ? AND key = ? AND id BETWEEN ? AND ? ORDER BY id
 class Loader(Catalog):
     """Reads states. A fork's rows are its own and its forebears': `segments` tells whose are seen how far."""
 
+    @sensible
     def load(self, trace_id: str, rev: int | None) -> Snapshot:
         record = self.found(trace_id)
         return self._load(record, self.point(record, rev))
 
-    @legible
+    @sensible
     def _load(self, record: TraceRecord, point: Point) -> Snapshot:
         segments = self.segments(record, point)
         frontier = self._frontier(record, point, segments[0])
@@ -105,7 +107,7 @@ class Loader(Catalog):
                 return self._load(record, self.point(record, rev))
         raise TraceUnreadable(trace_id, None, "none of its checkpoints can be read")
 
-    @legible
+    @sensible
     def messages(self, trace_id: str, rev: int | None, after: int, limit: int) -> list[MessageRow]:
         record = self.found(trace_id)
         point = self.point(record, rev)

@@ -10,6 +10,7 @@ import attrs
 from tinyllm.storage.contract import Owner
 from tinyllm.storage.owners import alive, boottime
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.sense import check
 
 _FIELDS = tuple(field.name for field in attrs.fields(Owner))
 _COLUMNS = ", ".join(_FIELDS)
@@ -62,4 +63,6 @@ def leases(connection: sqlite3.Connection) -> dict[str, Lease]:
 
 
 def _owner(row: Sequence[Any]) -> Owner:
-    return Owner(**dict(zip(_FIELDS, row, strict=True)))
+    owner = Owner(**dict(zip(_FIELDS, row, strict=True)))
+    check(owner)
+    return owner

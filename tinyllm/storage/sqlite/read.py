@@ -6,10 +6,9 @@ All of it is read with the connection that is given; whoever gives it has opened
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from functools import wraps
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any
 
 import attrs
 
@@ -30,15 +29,10 @@ from tinyllm.storage.records import BY_HAND
 from tinyllm.storage.sqlite import seals
 from tinyllm.storage.sqlite.commands import left
 from tinyllm.storage.sqlite.database import FILE_NAME
-from tinyllm.storage.sqlite.faults import is_no_text
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-
-T = TypeVar("T")
-C = TypeVar("C")
-Subject = TypeVar("Subject", str, TraceRecord)
-Args = ParamSpec("Args")
+from tinyllm.storage.sqlite.sense import sensible
 
 _SEALED = ", ".join(f"t.{column.strip()}" for column in seals.TRACE.split(","))
 _TRACE = f"""
@@ -113,22 +107,6 @@ class Segment:
     high_step: int
 
 
-def legible(read: Callable[Concatenate[C, Subject, Args], T]) -> Callable[Concatenate[C, Subject, Args], T]:
-    """Have a reading of a trace, which is its first argument, say whose text cannot be read."""
-
-    @wraps(read)
-    def reading(self: C, subject: Subject, /, *args: Args.args, **named: Args.kwargs) -> T:
-        try:
-            return read(self, subject, *args, **named)
-        except sqlite3.OperationalError as error:
-            if not is_no_text(error):
-                raise
-            trace_id = subject if isinstance(subject, str) else subject.trace_id
-            raise CheckpointDamaged(trace_id, None, "a text of it cannot be read") from error
-
-    return reading
-
-
 class Catalog:
     """What there is: traces, their checkpoints and steps. All in one transaction of `connection`.
 
@@ -144,12 +122,12 @@ class Catalog:
 
     # -- traces ------------------------------------------------------------------------------------------------
 
-    @legible
+    @sensible
     def trace(self, trace_id: str) -> TraceRecord | None:
         row = self.connection.execute(_BY_ID, (trace_id,)).fetchone()
         return self._record(row, trace_id) if row else None
 
-    @legible
+    @sensible
     def found(self, trace_id: str, *, forgiving: bool = False) -> TraceRecord:
         """`forgiving`: a damaged error is none.
 
@@ -167,6 +145,7 @@ class Catalog:
         ids = self.connection.execute(_IDS, (near.AMONG,))
         return near.not_found(trace_id, str(self._directory), (name for (name,) in ids))
 
+    @sensible
     def traces(
         self, prefix: str, graph_id: str | None, status: Status | None, limit: int, offset: int
     ) -> list[TraceRecord]:
@@ -181,7 +160,7 @@ class Catalog:
         }
         return [self._record(row, None) for row in self.connection.execute(_LISTED, values).fetchall()]
 
-    @legible
+    @sensible
     def definition(self, trace_id: str) -> bytes:
         row = self.connection.execute(_DEFINITION, (trace_id,)).fetchone()
         if row is None:
@@ -247,14 +226,14 @@ class Catalog:
 
     # -- checkpoints -------------------------------------------------------------------------------------------
 
-    @legible
+    @sensible
     def checkpoints(self, trace_id: str, limit: int, offset: int) -> list[CheckpointRecord]:
         record = self.found(trace_id)
         first = record.trace << SHIFT
         rows = self.connection.execute(_POINTS, (first, first | LAST, limit, offset)).fetchall()
         return [CheckpointRecord.of(self._storage, record, _point(record, row)) for row in rows]
 
-    @legible
+    @sensible
     def point(self, record: TraceRecord, rev: int | None) -> Point:
         """The checkpoint of `rev`, or the newest.
 
@@ -284,7 +263,7 @@ class Catalog:
         first = record.trace << SHIFT
         return [id_ & LAST for (id_,) in self.connection.execute(_REVS, (first, first | LAST))]
 
-    @legible
+    @sensible
     def find_checkpoint(self, trace_id: str, node: str | None, step: int | None) -> CheckpointRecord:
         record = self.found(trace_id)
         first = record.trace << SHIFT
@@ -319,6 +298,7 @@ class Catalog:
 
     # -- commands ----------------------------------------------------------------------------------------------
 
+    @sensible
     def commands(self, owner: str | None, trace: int | None) -> list[Command]:
         found = []
         for trace_id, id_, key, kind, activation, name, frame, created_at, crc in left(self.connection, owner, trace):
@@ -331,7 +311,7 @@ class Catalog:
 
     # -- steps -------------------------------------------------------------------------------------------------
 
-    @legible
+    @sensible
     def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
         record = self.found(trace_id)
         found: list[StepRow] = []
@@ -351,6 +331,7 @@ class Catalog:
             raise CheckpointDamaged(trace_id, after + len(found) + 1, "the record of the step is missing")
         return found
 
+    @sensible
     def segments(self, record: TraceRecord, point: Point) -> list[Segment]:
         """Of which rows the state at `point` consists: those of the trace, then those of each forebear."""
         if record.parent_rev is None:
@@ -367,6 +348,8 @@ class Catalog:
                 what = "the record of a trace that it was forked from does not say what was written"
                 raise CheckpointDamaged(record.trace_id, point.step, what)
             parent, _, parent_step, *marks = sealed[11:]
+            if parent is not None and parent >= trace:  # a parent is older; what is not may never come to an end
+                raise CheckpointDamaged(record.trace_id, point.step, "it was forked from a trace that is no older")
             low, low_step = Marks(*marks), parent_step or 0
             found.append(Segment(trace, low, high, low_step, high_step))
             trace, high, high_step = parent, low, low_step

@@ -204,7 +204,7 @@ CREATE UNIQUE INDEX commands_once ON commands (trace, kind, activation, name);
 CREATE INDEX commands_left ON commands (trace) WHERE consumed = 0;
 """
 
-_THIRD = f"""
+_THIRD = """
 -- crc: of what the row was written with. Others are of what was changed later, and null until then.
 ALTER TABLE traces ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE traces ADD COLUMN error_crc INTEGER;
@@ -220,7 +220,9 @@ ALTER TABLE commands ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
 
 -- number: of transactions that were told to be durable.
 ALTER TABLE transactions ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+"""
 
+_SEAL_ALL = f"""
 UPDATE traces SET crc = seal({seals.TRACE}), error_crc = CASE WHEN error IS NOT NULL THEN seal(key, error) END;
 UPDATE activations SET
     crc = seal(id, hash, node, message, item, path, depth, fired_rev IS NULL OR fired_rev > 0),
@@ -237,16 +239,22 @@ UPDATE commands SET crc = seal(trace, kind, activation, name, body) WHERE consum
 
 
 def _first(db: Database) -> None:
-    _execute_all(db, _FIRST)
+    _execute_all(db.conn, _FIRST)
 
 
 def _second(db: Database) -> None:
-    _execute_all(db, _SECOND)
+    _execute_all(db.conn, _SECOND)
 
 
 def _third(db: Database) -> None:
-    db.conn.create_function("seal", -1, lambda *values: seals.seal(values))
-    _execute_all(db, _THIRD)
+    _execute_all(db.conn, _THIRD)
+    seal_all(db.conn)
+
+
+def seal_all(connection: sqlite3.Connection) -> None:
+    """Make the checksums of all rows what they are to be, but for those of bodies, which were there from the first."""
+    connection.create_function("seal", -1, lambda *values: seals.seal(values))
+    _execute_all(connection, _SEAL_ALL)
 
 
 _STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (
@@ -273,11 +281,11 @@ def migrate(connection: sqlite3.Connection) -> None:
     connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
 
 
-def _execute_all(db: Database, script: str) -> None:
+def _execute_all(connection: sqlite3.Connection, script: str) -> None:
     # `executescript` would commit the transaction first.
     statement = ""
     for line in script.splitlines(keepends=True):
         statement += line
         if sqlite3.complete_statement(statement):
-            db.conn.execute(statement)
+            connection.execute(statement)
             statement = ""

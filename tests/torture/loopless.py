@@ -100,7 +100,7 @@ class LooplessRun(Run):
     @property
     def durable(self) -> int:
         """The number of the newest delta that it believes to be."""
-        return self._dispatch.durable if self._refusal is None else 0
+        return self._dispatch.durable
 
     async def _leave(self) -> None:
         """As the real one, without its deadlines: nodes end when they are told to."""

@@ -284,6 +284,12 @@ def an_answer_is_given_once(outcome: Outcome) -> None:
         raise Violation(f"a second answer is told {outcome!r}")
 
 
+def what_is_carried_out_is_consumed(store: InMemoryCheckpointStorage, known: Known) -> None:
+    """By the end, all that was left has been."""
+    if left := [command.kind for command in now(store.commands(trace=known.naive.key))]:
+        raise Violation(f"{known} has ended, and {', '.join(left)} was not consumed")
+
+
 def what_is_in_use_is_not_dropped(outcome: Outcome, in_use: bool) -> None:
     if isinstance(outcome, CheckpointInUse) != in_use:
         raise Violation(f"to drop what is {'' if in_use else 'not '}in use is told {outcome!r}")

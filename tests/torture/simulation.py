@@ -136,6 +136,7 @@ def check_end(simulation: Simulation, trace: Known) -> None:
     simulation.look_back(trace, 8)
     if trace.naive.status == "cancelled":
         return
+    promises.what_is_carried_out_is_consumed(simulation.store, trace)
     plan = Plan(simulation.world.graph, trace.trace_id)
     plan.restore(now(simulation.store.load(trace.trace_id)))
     steps = Counter(step.node for step in now(simulation.store.steps(trace.trace_id)))

@@ -21,6 +21,7 @@ from tinyllm.errors import (
     StorageError,
     StorageNotOpen,
     StoragePathError,
+    StorageUnavailable,
 )
 from tinyllm.storage.contract import Admitted, StorageConfig
 from tinyllm.storage.owners import this_process
@@ -369,12 +370,13 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
 @pytest.mark.parametrize(
     ("code", "kind", "text"),
     [
-        (8, StoragePathError, "read-only"),
-        (8 | 3 << 8, StoragePathError, "read-only"),
-        (10 | 4 << 8, StoragePathError, r"the disk failed \(oops\)"),
+        (8, StorageUnavailable, "read-only"),
+        (8 | 3 << 8, StorageUnavailable, "read-only"),
+        (10 | 4 << 8, StorageUnavailable, r"the disk failed \(oops\)"),
         (11, DatabaseCorrupt, r"corrupt \(oops\).*recover"),
-        (13, StoragePathError, "disk is full; free some space"),
-        (14, StoragePathError, "cannot be opened"),
+        (13, StorageUnavailable, "disk is full; free some space"),
+        (14, StorageUnavailable, "cannot be opened"),
+        (26, StoragePathError, "not an SQLite database"),
         (1, StorageError, "oops"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import TypeVar
 
-from tinyllm.errors import StorageNotOpen, StoragePathError
+from tinyllm.errors import DatabaseLocked, StorageNotOpen, StoragePathError
 from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
@@ -33,7 +33,7 @@ from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
 from tinyllm.storage.sqlite.commands import answers
 from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
-from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, translated
+from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.load import Loader
 from tinyllm.storage.sqlite.write import Writing
@@ -72,6 +72,10 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._writer = DedicatedThread(f"tinyllm writer {self.name}", store=self.name)
         self._reader = DedicatedThread(f"tinyllm reader {self.name}", store=self.name)
         self._connection: sqlite3.Connection | None = None
+        self._broken = False
+        """The connection that writes has failed: it is made anew before it is used again."""
+        self._in_doubt: int | None = None
+        """The token of a transaction whose COMMIT failed, as long as it is not settled what became of it."""
         self._reading: sqlite3.Connection | None = None
         self._renewed = 0.0
         self._lease_lock = threading.Lock()
@@ -113,10 +117,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         return await self._writer.call(self._reclaim, limit)
 
     def _commit(self, writes: tuple[Write, ...]) -> list[Outcome]:
-        connection = self._opened(self._connection)
         now = time()
         token = random.getrandbits(62)
-        with translated(self._path):
+        with self._writing() as connection:
             connection.execute("BEGIN IMMEDIATE")
             try:
                 writing = Writing(connection, self.name, now)
@@ -129,21 +132,46 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             try:
                 self._end(connection)
             except sqlite3.Error:
-                if not self._is_there(token):
+                self._in_doubt = token
+                if not self._reopen():
                     raise
             return outcomes
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, for one piece of work. One that failed is not used again: it may have been opened
+        while the file was read-only, or count on what an fsync did not write. (A lock leaves nothing in doubt.)"""
+        connection = self._opened(self._connection)
+        with translated(self._path):
+            if self._broken:
+                self._reopen()
+                connection = self._opened(self._connection)
+            if self._in_doubt is not None:
+                raise DatabaseLocked(str(self._path), LOCK_TIMEOUT)
+            try:
+                yield connection
+            except sqlite3.Error as error:
+                self._broken = self._broken or not is_locked(error)
+                raise
 
     def _end(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
 
-    def _is_there(self, token: int) -> bool:
-        """Whether the transaction that wrote `token`, and whose COMMIT failed, is durable all the same.
+    def _reopen(self) -> bool:
+        """Make the connection that writes anew. Whether a transaction whose COMMIT failed is durable all the same.
 
         If it is there, it is made so; where that is not possible within the lock time-out, the answer is no although it
-        is there. If it is not, it is made sure that it never will be. Raises where the disk lets neither be done.
+        is there. If it is not, it is made sure that it never will be. Raises where the disk lets neither be done. As
+        long as that is not settled, nothing else is written: what followed would rest on what a power cut may take.
         """
+        self._broken = True
         self._opened(self._connection).close()
         connection = self._connection = connect(self._path)
+        there = self._in_doubt is not None and self._settle(connection, self._in_doubt)
+        self._broken = self._in_doubt is not None
+        return there
+
+    def _settle(self, connection: sqlite3.Connection, token: int) -> bool:
         connection.execute("BEGIN IMMEDIATE")
         try:
             (found,) = connection.execute(_TOKEN).fetchone()
@@ -155,16 +183,17 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         except BaseException:
             _roll_back(connection)
             raise
-        if found != token:
-            return False
-        # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps.
-        # The busy time-out waits for readers of older states and for writers, but not for another's checkpoint.
-        deadline = monotonic() + LOCK_TIMEOUT
-        while connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
-            if monotonic() > deadline:
-                return False
-            sleep(_BUSY_PAUSE)
-        return True
+        if found == token:
+            # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps,
+            # and beginning the WAL anew, for what was appended to a broken one would be lost with it. The busy time-out
+            # waits for all who read in the WAL and for writers, but not for another's checkpoint.
+            deadline = monotonic() + LOCK_TIMEOUT
+            while connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]:
+                if monotonic() > deadline:
+                    return False
+                sleep(_BUSY_PAUSE)
+        self._in_doubt = None
+        return bool(found == token)
 
     def _renew_if_due(self, writing: Writing) -> None:
         now = boottime()
@@ -173,8 +202,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             writing.renew(now)
 
     def _reclaim(self, limit: int) -> int:
-        connection = self._opened(self._connection)
-        with translated(self._path):
+        with self._writing() as connection:
             more = prune.buried(connection) and self._purge(connection)
             connection.execute(f"PRAGMA incremental_vacuum({max(int(limit), 1)})").fetchall()
             (left,) = connection.execute("PRAGMA freelist_count").fetchone()

@@ -12,8 +12,8 @@ import pytest
 import trio.testing
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from tinyllm.actors.commands import LOOK_SECONDS, ROOM, CommandReader
-from tinyllm.actors.protocol import Look, ReadMessage, RunMessage, Stop, Told, Unwatch, Watch
+from tinyllm.actors.commands import LOOK_SECONDS, CommandReader
+from tinyllm.actors.protocol import ROOM, Look, ReadMessage, RunMessage, Stop, Told, Unwatch, Watch
 from tinyllm.storage.contract import Command
 from tinyllm.storage.memory import InMemoryCheckpointStorage
 

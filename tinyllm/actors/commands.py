@@ -11,7 +11,7 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.mailbox import reply, take
-from tinyllm.actors.protocol import Look, ReadMessage, RunAddress, Told, Unwatch, Watch
+from tinyllm.actors.protocol import ROOM, Look, ReadMessage, RunAddress, Told, Unwatch, Watch
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import CheckpointStorage, Command
 
@@ -19,10 +19,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How long a command may lie unseen. Who leaves one in this process says so, and it is seen at once."""
-
-ROOM = 8
-"""A run with so much in its mailbox is told later: the mailbox has room for all that nodes and the store answer, and
-for little else."""
 
 
 class CommandReader:

@@ -81,6 +81,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._lease_lock = threading.Lock()
         self._leasing: sqlite3.Connection | None = None
         self._owners: set[str] = set()
+        # Its own lock: the other may be held for as long as another process holds the database's.
+        self._marks_lock = threading.Lock()
         self._marks: dict[str, HighWaterFile] = {}
         self._pid = 0
 
@@ -292,10 +294,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             keep(owner.id)
             owned.renew(connection, owner)
             self._renewed = boottime()
-            if owner.id not in self._marks:
-                self._marks[owner.id] = marks = HighWaterFile(path_in(self._directory, owner.id))
-                with suppress(StoragePathError):  # who notes something there will hear of it
-                    marks.make()
+            with suppress(StoragePathError):  # who notes something there will hear of it
+                self._marks_of(owner).make()
 
     def retire(self, owner: Owner) -> None:
         with self._leases() as connection:
@@ -308,16 +308,21 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             except BaseException:
                 _roll_back(connection)
                 raise
-            if marks := self._marks.pop(owner.id, None):
-                marks.close()
+            with self._marks_lock:
+                if marks := self._marks.pop(owner.id, None):
+                    marks.close()
             self._sweep(connection)
 
     def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:
-        with self._leases():
-            marks = self._marks.get(owner.id)
-            if marks is None:
-                marks = self._marks[owner.id] = HighWaterFile(path_in(self._directory, owner.id))
-            return marks.slot(trace, epoch)
+        self._refuse_forked()
+        return self._marks_of(owner).slot(trace, epoch)
+
+    def _marks_of(self, owner: Owner) -> HighWaterFile:
+        with self._marks_lock:
+            self._opened(self._leasing)
+            if owner.id not in self._marks:
+                self._marks[owner.id] = HighWaterFile(path_in(self._directory, owner.id))
+            return self._marks[owner.id]
 
     @contextmanager
     def _leases(self) -> Iterator[sqlite3.Connection]:
@@ -372,9 +377,10 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             for owner in self._owners:
                 let_go(owner)
             self._owners.clear()
-            for marks in self._marks.values():
-                marks.close()
-            self._marks.clear()
+            with self._marks_lock:
+                for marks in self._marks.values():
+                    marks.close()
+                self._marks.clear()
         if self._connection is not None:
             with translated(self._path):
                 self._connection.close()

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import attrs
 import pytest
 
 from tests.storage.deltas import Writer
@@ -352,6 +353,7 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
         monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.05)
     storage = SQLiteCheckpointStorage(tmp_path)
     await storage.initialize()
+    storage.renew(attrs.evolve(this_process(), pid=2**31 - 1))  # it is dead, and who opens the store would remove it
     command = [sys.executable, "-c", _LOCKS, str(tmp_path / "tinyllm.db")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
@@ -362,6 +364,10 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
         if Path("/proc/locks").exists():
             assert caught.value.pid == holder.pid
         assert await storage.traces() == []  # readers are not held up
+        another = SQLiteCheckpointStorage(tmp_path)
+        await another.initialize()  # nor are those who open it to read
+        assert await another.traces() == []
+        await another.close()
         holder.stdin.close()
     assert isinstance((await storage.commit([Writer("t").admit()]))[0], Admitted)
     await storage.close()

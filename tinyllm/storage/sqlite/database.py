@@ -153,7 +153,8 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     _refuse(path, connection)  # once more: what was cut off is rolled back now, and nothing of ours is written yet
     # The order matters: WAL, or the first table, fixes what the first two set, and then they are ignored in silence.
     connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if _vacuum(connection) != _INCREMENTAL:  # to set it takes the write lock, even to what it is: who reads would wait
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     journal = _journal_mode()
     # Changing the mode asks for an exclusive lock and does not wait for it, whatever the busy time-out.
     deadline = time.monotonic() + LOCK_TIMEOUT
@@ -178,14 +179,18 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-    (vacuum,) = connection.execute("PRAGMA auto_vacuum").fetchone()
-    if vacuum != _INCREMENTAL:
+    if _vacuum(connection) != _INCREMENTAL:
         raise StoragePathError(str(path), "it was created without auto_vacuum; move it away, or choose another path")
 
 
 def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(version)
+
+
+def _vacuum(connection: sqlite3.Connection) -> int:
+    (vacuum,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    return int(vacuum)
 
 
 def _journal_mode() -> str:

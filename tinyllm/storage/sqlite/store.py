@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import TypeVar
 
-from tinyllm.errors import DatabaseLocked, StorageNotOpen, StoragePathError
+from tinyllm.errors import DatabaseLocked, StorageNotOpen, StoragePathError, StorageUnavailable
 from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
@@ -356,11 +356,15 @@ class SQLiteCheckpointStorage(CheckpointStorage):
                 # with less than FULL.
                 if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
                     leasing.execute("PRAGMA synchronous = NORMAL")
-                self._sweep(leasing)
                 reading = connect_reader(self._path)
                 opened.callback(reading.close)
                 for each in (connection, reading):
                     each.execute(_PARSE_SCHEMA).fetchall()
+                (timeout,) = leasing.execute("PRAGMA busy_timeout").fetchone()
+            with suppress(DatabaseLocked, StorageUnavailable), translated(self._path):
+                leasing.execute("PRAGMA busy_timeout = 0")  # who will only read need not be able to write
+                self._sweep(leasing)
+            leasing.execute(f"PRAGMA busy_timeout = {timeout}")
             opened.pop_all()
         self._connection, self._leasing, self._reading, self._pid = connection, leasing, reading, os.getpid()
 

@@ -20,6 +20,7 @@ import attrs
 from tinyllm.storage.sqlite.library import sqlite3
 
 OK = 0
+READONLY = 8
 FULL = 13
 IOERR_WRITE, IOERR_FSYNC, IOERR_TRUNCATE, IOERR_SHORT = (10 | variant << 8 for variant in (3, 4, 6, 2))
 """SQLite's result codes (https://www.sqlite.org/rescode.html)."""

@@ -157,7 +157,7 @@ class StorageWriter:
         except Exception as error:  # of whatever kind: those who wait must hear of it
             if pruned is not None:
                 self._pruned(pruned, error)
-            outcomes = await self._commit_again(error)
+            outcomes = await self._commit_again(error, len(writes))
         else:
             self._works()
             if pruned is not None:
@@ -171,10 +171,10 @@ class StorageWriter:
 
     # -- a store that takes no writes --------------------------------------------------------------------------
 
-    async def _commit_again(self, error: Exception) -> list[Outcome]:
+    async def _commit_again(self, error: Exception, count: int) -> list[Outcome]:
         """Commit the batch, which failed with `error`, until the store takes it or has failed for good. What begins a
-        trace hears of it at once."""
-        count, tries = len(self._batch), 0
+        trace hears of it at once. `count`: how many writes that were."""
+        tries = 0
         for ask in _beginnings(self._batch):
             self._batch.remove(ask)
             ask.answer.settle(error)

@@ -32,6 +32,7 @@ class CommandReader:
         self._owner = owner
         self._inbox = inbox
         self._runs: dict[int, RunAddress] = {}
+        self._fails = False
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._inbox:
@@ -64,8 +65,11 @@ class CommandReader:
         try:
             commands = await self._storage.commands(owner=self._owner)
         except StorageError as error:  # whether the store is there at all is the writer's business
-            logger.warning("%s: could not look for commands: %s", self._storage.name, error)
+            if not self._fails:  # it looks every second: once is enough to say so
+                logger.warning("%s: could not look for commands: %s", self._storage.name, error)
+            self._fails = True
             return
+        self._fails = False
         left: defaultdict[int, list[Command]] = defaultdict(list)
         for command in commands:
             left[command.trace].append(command)

@@ -268,9 +268,9 @@ async def test_what_became_of_a_commit_is_settled_as_soon_as_the_database_can_be
     def connect(path: Path) -> sqlite3.Connection:
         if refusals:
             raise refusals.pop()
-        return database.connect(path)
+        return database.connect_writer(path)
 
-    monkeypatch.setattr(store, "connect", connect)
+    monkeypatch.setattr(store, "connect_writer", connect)
     failing.durable = durable
     for _ in range(2):
         with pytest.raises(StorageUnavailable, match="cannot be opened"):
@@ -355,6 +355,21 @@ async def test_a_connection_that_failed_is_not_used_again(
     assert await storage.commit([delta]) == [Appended(1)]
 
 
+async def test_a_connection_that_is_made_anew_keeps_its_journal_as_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is deleted may be there again after a power cut, and undo what was committed."""
+    monkeypatch.setattr(database, "has_wal_reset_bug", lambda *_: True)
+    storage = Failing(tmp_path)
+    await storage.initialize()
+    storage.durable = True
+    assert isinstance((await storage.commit([Writer("t").admit()]))[0], Admitted)
+    for connection in (storage._connection, storage._leasing):
+        assert connection is not None
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("truncate",)
+    await storage.close()
+
+
 async def test_a_connection_that_was_opened_while_the_file_was_read_only_does_not_stay_so(
     storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -363,7 +378,7 @@ async def test_a_connection_that_was_opened_while_the_file_was_read_only_does_no
 
     delta = writer.append(end=1)
     with monkeypatch.context() as patch:
-        patch.setattr(store, "connect", read_only)
+        patch.setattr(store, "connect_writer", read_only)
         storage._broken = True
         for _ in range(2):
             with pytest.raises(StorageUnavailable, match="read-only"):

@@ -17,7 +17,7 @@ from tinyllm.actors.protocol import Ask, Durable, Put
 from tinyllm.actors.schedule import TraceSchedule, WriteNow
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.storage.contract import Delta, Outcome
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, write
 from tinyllm.storage.sqlite.library import sqlite3
 
 BUSY = 0.02
@@ -94,7 +94,7 @@ def normal_for_full() -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
-    database.connect = store.connect = hasty  # type: ignore[attr-defined]
+    database.connect = hasty
 
 
 def believe_a_failed_commit() -> None:

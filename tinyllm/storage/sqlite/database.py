@@ -73,6 +73,20 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """One more connection that writes to a database that `open_database` has opened."""
+    connection = connect(path)
+    try:
+        with translated(path):
+            # Unlike a WAL, no property of the file: by default a rollback journal is deleted, which is not synced: a
+            # power cut may bring it back, to undo what was committed.
+            connection.execute(f"PRAGMA journal_mode = {_journal_mode()}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write."""
     connection = connect(path)

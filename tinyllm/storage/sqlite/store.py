@@ -32,7 +32,7 @@ from tinyllm.storage.high_water import HighWaterFile, files, path_in
 from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
 from tinyllm.storage.sqlite.commands import answers
-from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
+from tinyllm.storage.sqlite.database import FILE_NAME, connect_reader, connect_writer, open_database
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.load import Loader
@@ -52,6 +52,8 @@ _PARSE_SCHEMA = "SELECT 1 FROM transactions LIMIT 0"
 """The first statement that names a table has SQLite parse all of them."""
 
 _SIGN = "UPDATE transactions SET token = ?"
+_UNKNOWN = -1
+"""As the token in doubt: whatever is there now. No transaction has it."""
 
 
 class SQLiteCheckpointStorage(CheckpointStorage):
@@ -168,7 +170,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         """
         self._broken = True
         self._opened(self._connection).close()
-        connection = self._connection = connect(self._path)
+        connection = self._connection = connect_writer(self._path)
         there = self._in_doubt is not None and self._settle(connection, self._in_doubt)
         self._broken = self._in_doubt is not None
         return there
@@ -177,15 +179,16 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         connection.execute("BEGIN IMMEDIATE")
         try:
             (found,) = connection.execute(_TOKEN).fetchone()
-            if found != token:
-                # Its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would take
-                # them up: another transaction overwrites them.
-                connection.execute(_SIGN, (random.getrandbits(62),))
+            # Not there: its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would
+            # take them up, if another transaction did not overwrite them. There: so may the end of a rollback journal
+            # that was cut off, but perhaps not on the disk; to undo it after a crash is only prevented by another one.
+            connection.execute(_SIGN, (random.getrandbits(62),))
+            self._in_doubt = _UNKNOWN
             connection.execute("COMMIT")
         except BaseException:
             _roll_back(connection)
             raise
-        if found == token:
+        if token in (found, _UNKNOWN):
             # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps,
             # and beginning the WAL anew, for what was appended to a broken one would be lost with it. The busy time-out
             # waits for all who read in the WAL and for writers, but not for another's checkpoint.
@@ -349,7 +352,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with ExitStack() as opened:
             connection = open_database(self._directory)
             opened.callback(connection.close)
-            leasing = connect(self._path)
+            leasing = connect_writer(self._path)
             opened.callback(leasing.close)
             with translated(self._path):
                 # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not safe

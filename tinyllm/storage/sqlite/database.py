@@ -87,6 +87,13 @@ def connect_writer(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def drop_journal(connection: sqlite3.Connection) -> None:
+    """Have the next transaction make a new rollback journal. The one that is there may be cut off for all who read it
+    and yet, after a sync that failed, be whole on the disk: written over in part, it would undo a mixture."""
+    connection.execute("PRAGMA journal_mode = delete")
+    connection.execute("PRAGMA journal_mode = truncate")
+
+
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write."""
     connection = connect(path)

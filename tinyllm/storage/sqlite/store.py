@@ -32,7 +32,7 @@ from tinyllm.storage.high_water import HighWaterFile, files, path_in
 from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
 from tinyllm.storage.sqlite.commands import answers
-from tinyllm.storage.sqlite.database import FILE_NAME, connect_reader, connect_writer, open_database
+from tinyllm.storage.sqlite.database import FILE_NAME, connect_reader, connect_writer, drop_journal, open_database
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.load import Loader
@@ -78,6 +78,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         """The connection that writes has failed: it is made anew before it is used again."""
         self._in_doubt: int | None = None
         """The token of a transaction whose COMMIT failed, as long as it is not settled what became of it."""
+        self._has_wal = True
         self._reading: sqlite3.Connection | None = None
         self._renewed = 0.0
         self._lease_lock = threading.Lock()
@@ -171,6 +172,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._broken = True
         self._opened(self._connection).close()
         connection = self._connection = connect_writer(self._path)
+        if not self._has_wal:
+            drop_journal(connection)
+            self._in_doubt = _UNKNOWN if self._in_doubt is None else self._in_doubt
         there = self._in_doubt is not None and self._settle(connection, self._in_doubt)
         self._broken = self._in_doubt is not None
         return there
@@ -332,7 +336,11 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         """The connection for leases, for one thread at a time."""
         self._refuse_forked()  # before the lock, which a thread of the parent may have held at the fork
         with self._lease_lock, translated(self._path):
-            yield self._opened(self._leasing)
+            try:
+                yield self._opened(self._leasing)
+            except sqlite3.Error:
+                self._broken = self._broken or not self._has_wal  # it is the same journal that was not synced
+                raise
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         """Remove what dead owners left that no trace needs any more."""
@@ -357,7 +365,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             with translated(self._path):
                 # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not safe
                 # with less than FULL.
-                if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+                self._has_wal = connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+                if self._has_wal:
                     leasing.execute("PRAGMA synchronous = NORMAL")
                 reading = connect_reader(self._path)
                 opened.callback(reading.close)

@@ -30,7 +30,16 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
 
 @pytest.mark.parametrize(
     ("trial", "runs"),
-    [("power", 200), ("power-truncate", 100), ("faults", 100), ("kill-async", 3), ("zombie", 20), ("outage", 3)],
+    [
+        ("power", 200),
+        ("power-truncate", 100),
+        ("faults", 100),
+        ("kill-async", 3),
+        ("zombie", 20),
+        ("outage", 3),
+        ("fsync", 20),
+        ("fsync-truncate", 20),
+    ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
     finished = torture(tmp_path, trial, "--runs", str(runs))

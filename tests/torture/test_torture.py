@@ -36,9 +36,8 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
         ("faults", 100),
         ("kill-async", 3),
         ("zombie", 20),
-        ("outage", 3),
-        ("fsync", 20),
-        ("fsync-truncate", 20),
+        ("outage", 2),
+        ("fsync-truncate", 10),
     ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:

@@ -462,6 +462,11 @@ class StoragePathError(StorageError):
         return f"storage path {self.path} is not accessible: {self.reason}"
 
 
+class StorageUnavailable(StoragePathError):
+    """The store cannot be used just now, which may pass: its disk is full or fails, it is read-only, or no more
+    files can be opened. While a trace is executed that is waited for, two minutes at most."""
+
+
 class StoreMissing(StoragePathError):
     """Nothing was ever stored at the path that was to be read."""
 

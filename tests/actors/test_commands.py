@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 import trio.testing
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from tinyllm.actors.commands import LOOK_SECONDS, ROOM, CommandReader
-from tinyllm.actors.protocol import Look, ReadMessage, RunMessage, Stop, Told, Unwatch, Watch
+from tinyllm.actors.commands import LOOK_SECONDS, CommandReader
+from tinyllm.actors.protocol import ROOM, Look, ReadMessage, RunMessage, Stop, Told, Unwatch, Watch
+from tinyllm.errors import StorageError
 from tinyllm.storage.contract import Command
 from tinyllm.storage.memory import InMemoryCheckpointStorage
 
@@ -47,12 +49,13 @@ class Desk:
 
 
 @asynccontextmanager
-async def desk(commands: int) -> AsyncIterator[Desk]:
+async def desk(commands: int | Left) -> AsyncIterator[Desk]:
     reader, inbox = anyio.create_memory_object_stream[ReadMessage](16)
     run, told = anyio.create_memory_object_stream[RunMessage](2 * ROOM)
     with reader, run, told:
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(CommandReader(Left(commands), "me", inbox).run, name="reader")
+            store = Left(commands) if isinstance(commands, int) else commands
+            tasks.start_soon(CommandReader(store, "me", inbox).run, name="reader")
             yield Desk(reader, run, told)
             reader.close()
 
@@ -76,6 +79,34 @@ async def test_a_busy_run_is_not_told_before_it_has_room() -> None:
         assert made.heard() == [Stop()] * ROOM
         await anyio.sleep(LOOK_SECONDS)
         assert made.heard() == [Told(tuple(Left(1).left))]
+
+
+class Unreadable(Left):
+    """Until the fourth look, and from the sixth."""
+
+    looks = 0
+
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
+        self.looks += 1
+        if self.looks != 5:
+            raise StorageError("unreadable")
+        return self.left
+
+
+async def test_a_store_that_cannot_be_read_is_looked_into_again_and_complained_of_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Unreadable(1)
+    with caplog.at_level(logging.WARNING):
+        async with desk(store) as made:
+            await made.reader.send(Watch(1, made.run))
+            await anyio.sleep(4.5 * LOOK_SECONDS)
+            assert caplog.text.count("unreadable") == 1
+            assert made.heard() == []
+            await anyio.sleep(LOOK_SECONDS)
+            assert made.heard() == [Told(tuple(store.left))]
+            await anyio.sleep(3 * LOOK_SECONDS)
+            assert caplog.text.count("unreadable") == 2
 
 
 async def test_commands_are_seen_in_time_however_many_traces_begin_and_end() -> None:

@@ -13,11 +13,12 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from tests.actors.graphs import Hand, Record, now, shape
 from tests.actors.stores import Noting
+from tinyllm.actors import outage
 from tinyllm.actors import writer as writer_module
 from tinyllm.actors.batch import MAX_WRITES
-from tinyllm.actors.protocol import Answer, Ask, Durable, PruneDue, Put, Refused, RunMessage, WriteMessage
+from tinyllm.actors.protocol import Answer, Ask, Durable, PruneDue, Put, Refused, RunMessage, Stalled, WriteMessage
 from tinyllm.actors.writer import PRUNE_SLICE, StorageWriter
-from tinyllm.errors import OwnershipLost, StorageError
+from tinyllm.errors import DatabaseLocked, OwnershipLost, StorageError, StorageUnavailable
 from tinyllm.storage.contract import Admitted, Done, Release
 from tinyllm.storage.memory import InMemoryCheckpointStorage
 
@@ -179,6 +180,25 @@ async def test_a_refused_delta_takes_with_it_what_follows_of_its_trace_and_nothi
             await asked.answer.wait()
         assert u.told() == [Durable(1, 1, 1), Durable(2, 2, 2)]
         assert len(store.appended) == MAX_WRITES + 1, "what followed the first batch was never tried"
+
+
+@pytest.mark.parametrize("error", [StorageUnavailable("/store", "the disk is full"), DatabaseLocked("/store", 10)])
+async def test_what_may_pass_is_tried_again(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of it: test_outage.py."""
+    monkeypatch.setattr(outage, "FIRST_PAUSE_SECONDS", 0.001)
+    store = Noting()
+    tries = iter(range(3))
+    store.failure = lambda writes: None if next(tries, None) is None else error
+    async with traces(store, "t") as (t,), writing(store) as writer:
+        release = t.release()
+        for message in (t.put(), t.put(), release):
+            writer.send_nowait(message)
+        assert await release.answer.wait() == Done()
+        await until_idle()
+        stalled, durable = t.told()
+        assert isinstance(stalled, Stalled)
+        assert durable == Durable(2, 2, 2)
+        assert [len(batch) for batch in store.batches][-3:] == [3, 3, 3]
 
 
 # -- pruning ---------------------------------------------------------------------------------------------------

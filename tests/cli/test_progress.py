@@ -18,6 +18,8 @@ from tinyllm.actors.events import (
     NodeRetried,
     NodeStarted,
     Planned,
+    StoreRecovered,
+    StoreStalled,
     TraceEnded,
     TraceStarted,
 )
@@ -125,6 +127,14 @@ def test_time_left_is_about_all_once_every_node_was_reached() -> None:
         progress.apply(NodeStarted("demo", "list"), 2 * step - 2)
         progress.apply(finished("list", step), 2 * step)
     assert progress.sentence(4) == "2 done, 1 to go, 2 not durable yet, 30/min, about 2.0 s left"
+
+
+def test_a_store_that_takes_no_writes_is_shown_until_it_does() -> None:
+    progress = after((0, FRESH), (0, NodeStarted("demo", "list")), (2, finished("list", 1)))
+    progress.apply(StoreStalled("demo", "the disk is full"), 3)
+    assert "1 not durable yet, waiting for the store" in progress.sentence(4)
+    progress.apply(StoreRecovered("demo"), 5)
+    assert "waiting for the store" not in progress.sentence(6)
 
 
 def test_the_first_round_is_left_out_of_an_estimate() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from tinyllm import (
     SQLiteCheckpointStorage,
     StorageError,
     StorageFailed,
+    StorageUnavailable,
     TraceOwned,
 )
-from tinyllm.actors.events import Event, TraceStarted
-from tinyllm.core import trace
+from tinyllm.actors import run
+from tinyllm.actors.events import Event, StoreRecovered, StoreStalled, TraceStarted
+from tinyllm.core import engine, trace
 from tinyllm.storage.contract import Acquire, Acquired, CheckpointStorage, Outcome, Owner, Write
 from tinyllm.storage.owners import this_process
 
@@ -37,10 +40,11 @@ class Breaking(CheckpointStorage):
     """What a full disk refuses, in front of a real store."""
 
     broken = False
+    error: StorageError = StorageError("disk full")
 
     async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
         if self.broken:
-            raise StorageError("disk full")
+            raise self.error
         return await super().commit(writes)  # type: ignore[safe-super]
 
     def retire(self, owner: Owner) -> None:
@@ -204,3 +208,63 @@ async def taken_elsewhere(store: CheckpointStorage, graph: Graph) -> None:
     write = Acquire(record.trace, "t", record.epoch, owner.id, graph.fingerprint, graph.definition, None)
     (outcome,) = await store.commit([write])
     assert isinstance(outcome, Acquired)
+
+
+# -- a store that fails for a while ----------------------------------------------------------------------------
+
+FULL = StorageUnavailable("/store", "the disk is full")
+
+
+async def test_a_fault_that_passes_is_outlived_and_nothing_begins_meanwhile(store: Breaking) -> None:
+    store.error = FULL
+    graph, calls = breaking(store)
+    heard: list[Event] = []
+    refused = anyio.Event()
+
+    async def execute_another() -> None:
+        with pytest.raises(StorageUnavailable, match="the disk is full"):
+            await executor.execute("task", trace_id="another")
+        store.broken = False
+        refused.set()
+
+    def hear(event: Event) -> None:
+        heard.append(event)
+        if isinstance(event, StoreStalled):
+            tasks.start_soon(execute_another)
+
+    with anyio.fail_after(10):
+        async with anyio.create_task_group() as tasks, Executor(graph, SYNC, store, on_event=hear) as executor:
+            assert (await executor.execute("task", trace_id="t")).status == "completed"
+            await refused.wait()
+    assert calls == ["first", "second", "third"]
+    assert [event for event in heard if isinstance(event, StoreStalled | StoreRecovered)] == [
+        StoreStalled("t", str(FULL)),
+        StoreRecovered("t"),
+    ]
+    assert [step.step for step in await store.steps("t")] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("leave", ["cancel", "stop"])
+async def test_who_leaves_has_deadlines_that_are_shorter_than_the_patience_with_a_store(
+    store: Breaking, leave: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "GRACE_SECONDS", 0.05)
+    monkeypatch.setattr(engine, "SHUTDOWN_SECONDS", 0.05)
+    store.error = FULL
+    graph, calls = breaking(store)
+
+    def hear(event: Event) -> None:
+        if isinstance(event, StoreStalled):
+            scope.cancel() if leave == "cancel" else executor.stop()
+
+    with anyio.fail_after(10), anyio.CancelScope() as scope:
+        async with Executor(graph, SYNC, store, on_event=hear) as executor:
+            with pytest.raises(StorageFailed, match="the disk is full") if leave == "stop" else nullcontext():
+                await executor.execute("task", trace_id="t")
+    assert scope.cancelled_caught is (leave == "cancel")
+    store.broken = False
+    heard: list[Event] = []
+    async with Executor(graph, SYNC, store, on_event=heard.append) as executor:
+        assert (await executor.resume_from_checkpoint("t")).status == "completed"
+    assert heard[0] == TraceStarted("t", True, kept=1, again=0, lost=1, changes=(), waiting={"second": 1})
+    assert calls == ["first", "second", "second", "third"]

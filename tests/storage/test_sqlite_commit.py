@@ -17,7 +17,16 @@ import pytest
 import trio
 
 from tests.storage.deltas import Writer
-from tinyllm.errors import OwnershipLost, StorageError, StorageNotOpen, StoragePathError, TraceExists, ValueNotStorable
+from tinyllm.errors import (
+    DatabaseLocked,
+    OwnershipLost,
+    StorageError,
+    StorageNotOpen,
+    StoragePathError,
+    StorageUnavailable,
+    TraceExists,
+    ValueNotStorable,
+)
 from tinyllm.storage import caps
 from tinyllm.storage.contract import (
     Admitted,
@@ -216,6 +225,62 @@ async def test_a_commit_that_is_there_but_cannot_be_made_durable_raises(
     assert await failing.commit([writer.append(end=2)]) == [Appended(2)]
 
 
+async def test_what_is_appended_to_a_commit_that_failed_never_rests_on_it(
+    failing: Failing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody who reads in the WAL keeps it from beginning anew, and behind what was not synced nothing is safe."""
+    monkeypatch.setattr(database, "LOCK_TIMEOUT", 0.01)
+    monkeypatch.setattr(store, "LOCK_TIMEOUT", 0.01)
+    if not os.path.exists(f"{failing._path}-wal"):
+        pytest.skip("this SQLite is not trusted with a WAL")
+    writer = Writer("t")
+    writer.admitted((await failing.commit([writer.admit()]))[0])
+    delta = writer.append(end=1, plan=["b"])
+    with closing(sqlite3.connect(failing._path, isolation_level=None, check_same_thread=False)) as reader:
+        end = failing._end
+
+        def read_the_newest(connection: sqlite3.Connection) -> None:
+            try:
+                end(connection)
+            finally:
+                reader.execute("BEGIN")
+                reader.execute("SELECT * FROM traces").fetchall()
+
+        with monkeypatch.context() as patch:
+            patch.setattr(failing, "_end", read_the_newest)
+            failing.durable = True
+            with pytest.raises(StorageUnavailable, match="the disk failed"):
+                await failing.commit([delta])
+        with pytest.raises(DatabaseLocked):
+            await failing.commit([delta])
+    assert await failing.commit([delta]) == [Appended(1)]
+
+
+@pytest.mark.parametrize("durable", [True, False])
+async def test_what_became_of_a_commit_is_settled_as_soon_as_the_database_can_be_opened(
+    failing: Failing, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    writer = Writer("t")
+    writer.admitted((await failing.commit([writer.admit()]))[0])
+    delta = writer.append(end=1, plan=["b"])
+    refusals = [StorageUnavailable(failing.name, "it cannot be opened")] * 2
+
+    def connect(path: Path) -> sqlite3.Connection:
+        if refusals:
+            raise refusals.pop()
+        return database.connect_writer(path)
+
+    monkeypatch.setattr(store, "connect_writer", connect)
+    failing.durable = durable
+    for _ in range(2):
+        with pytest.raises(StorageUnavailable, match="cannot be opened"):
+            await failing.commit([delta])
+        assert (await failing.load("t")).rev == (1 if durable else 0), "reads go on"
+    assert await failing.commit([delta]) == [Appended(1)]
+    assert await failing.reclaim(10) == 0
+    assert await failing.commit([writer.append(end=2)]) == [Appended(2)]
+
+
 _LOCKS = """
 import fcntl, sys
 with open(sys.argv[1], "r+b") as file:
@@ -267,6 +332,57 @@ async def test_what_fails_inside_the_transaction_is_rolled_back(
         with pytest.raises(StorageError, match="no"):
             await storage.commit([delta])
     assert (await storage.load("t")).rev == 0
+    assert await storage.commit([delta]) == [Appended(1)]
+
+
+async def test_a_connection_that_failed_is_not_used_again(
+    storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(code: int) -> None:
+        error = sqlite3.OperationalError("no")
+        error.sqlite_errorcode = code
+        raise error
+
+    delta = writer.append(end=1)
+    for code, kept in ((5, True), (10 | 3 << 8, False), (13, False)):
+        before = storage._connection
+        with monkeypatch.context() as patch:
+            patch.setattr(write.Writing, "carry_out", lambda *_, code=code: fail(code))
+            with pytest.raises(StorageError):
+                await storage.commit([delta])
+        await storage.reclaim(1)
+        assert (storage._connection is before) is kept, "behind a lock nothing is in doubt"
+    assert await storage.commit([delta]) == [Appended(1)]
+
+
+async def test_a_connection_that_is_made_anew_keeps_its_journal_as_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is deleted may be there again after a power cut, and undo what was committed."""
+    monkeypatch.setattr(database, "has_wal_reset_bug", lambda *_: True)
+    storage = Failing(tmp_path)
+    await storage.initialize()
+    storage.durable = True
+    assert isinstance((await storage.commit([Writer("t").admit()]))[0], Admitted)
+    for connection in (storage._connection, storage._leasing):
+        assert connection is not None
+        assert connection.execute("PRAGMA journal_mode").fetchone() == ("truncate",)
+    await storage.close()
+
+
+async def test_a_connection_that_was_opened_while_the_file_was_read_only_does_not_stay_so(
+    storage: SQLiteCheckpointStorage, writer: Writer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_only(path: Path) -> sqlite3.Connection:
+        return sqlite3.connect(f"{path.as_uri()}?mode=ro", uri=True, isolation_level=None, check_same_thread=False)
+
+    delta = writer.append(end=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "connect_writer", read_only)
+        storage._broken = True
+        for _ in range(2):
+            with pytest.raises(StorageUnavailable, match="read-only"):
+                await storage.commit([delta])
     assert await storage.commit([delta]) == [Appended(1)]
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 import anyio
+import attrs
 import pytest
 
 from tests.storage.deltas import Writer
@@ -21,6 +22,7 @@ from tinyllm.errors import (
     StorageError,
     StorageNotOpen,
     StoragePathError,
+    StorageUnavailable,
 )
 from tinyllm.storage.contract import Admitted, StorageConfig
 from tinyllm.storage.owners import this_process
@@ -351,6 +353,7 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
         monkeypatch.setattr(module, "LOCK_TIMEOUT", 0.05)
     storage = SQLiteCheckpointStorage(tmp_path)
     await storage.initialize()
+    storage.renew(attrs.evolve(this_process(), pid=2**31 - 1))  # it is dead, and who opens the store would remove it
     command = [sys.executable, "-c", _LOCKS, str(tmp_path / "tinyllm.db")]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout
@@ -361,6 +364,10 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
         if Path("/proc/locks").exists():
             assert caught.value.pid == holder.pid
         assert await storage.traces() == []  # readers are not held up
+        another = SQLiteCheckpointStorage(tmp_path)
+        await another.initialize()  # nor are those who open it to read
+        assert await another.traces() == []
+        await another.close()
         holder.stdin.close()
     assert isinstance((await storage.commit([Writer("t").admit()]))[0], Admitted)
     await storage.close()
@@ -369,12 +376,13 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
 @pytest.mark.parametrize(
     ("code", "kind", "text"),
     [
-        (8, StoragePathError, "read-only"),
-        (8 | 3 << 8, StoragePathError, "read-only"),
-        (10 | 4 << 8, StoragePathError, r"the disk failed \(oops\)"),
+        (8, StorageUnavailable, "read-only"),
+        (8 | 3 << 8, StorageUnavailable, "read-only"),
+        (10 | 4 << 8, StorageUnavailable, r"the disk failed \(oops\)"),
         (11, DatabaseCorrupt, r"corrupt \(oops\).*recover"),
-        (13, StoragePathError, "disk is full; free some space"),
-        (14, StoragePathError, "cannot be opened"),
+        (13, StorageUnavailable, "disk is full; free some space"),
+        (14, StorageUnavailable, "cannot be opened"),
+        (26, StoragePathError, "not an SQLite database"),
         (1, StorageError, "oops"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -134,6 +135,29 @@ async def test_an_owner_has_a_place_for_marks_before_it_has_a_trace(
     with pytest.raises(StoragePathError, match="owners"):
         storage.high_water(unlucky, 1, 1)
     (tmp_path / "owners").unlink()
+
+
+async def test_whoever_notes_something_does_not_wait_for_a_lease(
+    storage: SQLiteCheckpointStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That may wait as long as another process has the database's lock, and who notes something is the event loop."""
+    owner = this_process()
+    storage.renew(owner)
+    waits, go_on = threading.Event(), threading.Event()
+
+    def renew(*_: object) -> None:
+        waits.set()
+        assert go_on.wait(30)
+
+    monkeypatch.setattr(owned, "renew", renew)
+    keeper = threading.Thread(target=storage.renew, args=(owner,))
+    keeper.start()
+    try:
+        assert waits.wait(30)
+        storage.high_water(owner, 1, 1).close()
+    finally:
+        go_on.set()
+        keeper.join()
 
 
 async def test_how_far_a_dead_owner_was_is_known_until_another_takes_over(

@@ -20,13 +20,13 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.torture import faults, flips, hostile, kills, model, power, races, simulation, zombies
+from tests.torture import faults, flips, hostile, kills, model, outage, power, races, simulation, unsynced, zombies
 from tests.torture.trial import MEMORY, Task, Trial, Violation
 
 # What takes longest comes first: at the end nothing long is left alone.
 TRIALS = {
     trial.name: trial
-    for module in (model, kills, power, faults, flips, simulation, hostile, races, zombies)
+    for module in (model, kills, power, faults, outage, unsynced, flips, simulation, hostile, races, zombies)
     for trial in module.TRIALS
 }
 

@@ -20,17 +20,19 @@ import attrs
 from tinyllm.storage.sqlite.library import sqlite3
 
 OK = 0
+READONLY = 8
 FULL = 13
 IOERR_WRITE, IOERR_FSYNC, IOERR_TRUNCATE, IOERR_SHORT = (10 | variant << 8 for variant in (3, 4, 6, 2))
 """SQLite's result codes (https://www.sqlite.org/rescode.html)."""
 
-Kind = Literal["create", "write", "truncate", "sync", "delete"]
+Kind = Literal["create", "write", "truncate", "sync", "delete", "lost"]
 
 
 @attrs.frozen
 class Change:
     """Something that was done to the file `name`. `at` is where; for `truncate` the new size; for `delete` whether its
-    directory was synced."""
+    directory was synced. `lost`: a sync failed, and what it did not write is taken for written from then on; whoever
+    fails a sync notes that."""
 
     kind: Kind
     name: str

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import attrs
 
+from tinyllm.actors import writer
 from tinyllm.actors.dispatch import Dispatch
 from tinyllm.actors.joins import Joins
 from tinyllm.actors.mailbox import reply
@@ -26,7 +27,7 @@ from tinyllm.graph.definition import END
 from tinyllm.storage import framing, memory, memory_prune
 from tinyllm.storage.contract import Delta, Outcome, Snapshot
 from tinyllm.storage.memory_trace import Trace
-from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, sense, store, write
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, sense, write
 from tinyllm.storage.sqlite import seals as sqlite_seals
 from tinyllm.storage.sqlite.library import sqlite3
 
@@ -104,7 +105,7 @@ def normal_for_full() -> None:
         connection.execute("PRAGMA synchronous = NORMAL")
         return connection
 
-    database.connect = store.connect = hasty  # type: ignore[attr-defined]
+    database.connect = hasty
 
 
 def believe_a_failed_commit() -> None:
@@ -115,6 +116,37 @@ def believe_a_failed_commit() -> None:
             connection.execute("COMMIT")
 
     SQLiteCheckpointStorage._end = end  # type: ignore[method-assign]
+
+
+def skip_the_first_when_trying_again() -> None:
+    """Of what a store did not take, the first delta is not written again, and taken for durable."""
+    hold = StorageWriter._hold
+
+    async def lossy(self: StorageWriter, until: float) -> None:
+        await hold(self, until)
+        if isinstance(item := self._batch[0], Put):
+            reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+            del self._batch[0]
+
+    StorageWriter._hold = lossy  # type: ignore[method-assign]
+
+
+def acknowledge_what_is_held() -> None:
+    """What a store did not take is said to be durable while it is tried again."""
+    stall = StorageWriter._stall
+
+    def early(self: StorageWriter, error: Exception) -> None:
+        stall(self, error)
+        for item in self._batch:
+            if isinstance(item, Put):
+                reply(item.reply, Durable(item.delta.number, item.delta.step, item.delta.rev))
+
+    StorageWriter._stall = early  # type: ignore[method-assign]
+
+
+def try_once() -> None:
+    """No fault passes."""
+    writer.pause = lambda *_: None  # type: ignore[attr-defined]
 
 
 def write_without_looking() -> None:

@@ -189,6 +189,8 @@ class Drive:
             ):  # with the first sync of a new file SQLite syncs its directory, and what was deleted stays so
                 self._deleted.clear()
             file.sync()
+        elif change.kind == "lost":
+            file.pending.clear()  # as the kernel does: who reads sees it all, and no later sync writes it
         elif change.kind != "create":
             file.pending.append(change)
 

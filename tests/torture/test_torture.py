@@ -42,6 +42,8 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
         ("flips", 40),
         ("simulate", 100),
         ("hostile", 3),
+        ("outage", 2),
+        ("fsync-truncate", 10),
     ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
@@ -70,6 +72,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
         ("simulate", 2000, "fire_when_anything_has_arrived", "VIOLATION in run"),
         ("simulate", 2000, "start_before_commit", "not committed"),
         ("hostile", 60, "believe_every_row", "Traceback"),
+        ("outage", 20, "acknowledge_what_is_held", "durable"),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, trial: str, runs: int, plant: str, violation: str) -> None:

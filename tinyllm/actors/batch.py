@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from tinyllm.actors.protocol import Ask, Put
 from tinyllm.storage.contract import Release
 
@@ -20,6 +22,15 @@ class Queue:
 
     def add(self, item: Put | Ask) -> None:
         self._traces.setdefault(item.trace_id, []).append(item)
+
+    def __iter__(self) -> Iterator[Put | Ask]:
+        return (item for items in self._traces.values() for item in items)
+
+    def take_out(self, item: Put | Ask) -> None:
+        items = self._traces[item.trace_id]
+        items.remove(item)
+        if not items:
+            del self._traces[item.trace_id]
 
     def take(self) -> list[Put | Ask]:
         """The next batch: at most `MAX_WRITES`, and not past the first that fills `MAX_BYTES`."""

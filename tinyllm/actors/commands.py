@@ -11,7 +11,7 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.mailbox import reply, take
-from tinyllm.actors.protocol import Look, ReadMessage, RunAddress, Told, Unwatch, Watch
+from tinyllm.actors.protocol import ROOM, Look, ReadMessage, RunAddress, Told, Unwatch, Watch
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import CheckpointStorage, Command
 
@@ -19,10 +19,6 @@ logger = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """How long a command may lie unseen. Who leaves one in this process says so, and it is seen at once."""
-
-ROOM = 8
-"""A run with so much in its mailbox is told later: the mailbox has room for all that nodes and the store answer, and
-for little else."""
 
 
 class CommandReader:
@@ -36,6 +32,7 @@ class CommandReader:
         self._owner = owner
         self._inbox = inbox
         self._runs: dict[int, RunAddress] = {}
+        self._fails = False
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._inbox:
@@ -68,8 +65,11 @@ class CommandReader:
         try:
             commands = await self._storage.commands(owner=self._owner)
         except StorageError as error:  # whether the store is there at all is the writer's business
-            logger.warning("%s: could not look for commands: %s", self._storage.name, error)
+            if not self._fails:  # it looks every second: once is enough to say so
+                logger.warning("%s: could not look for commands: %s", self._storage.name, error)
+            self._fails = True
             return
+        self._fails = False
         left: defaultdict[int, list[Command]] = defaultdict(list)
         for command in commands:
             left[command.trace].append(command)

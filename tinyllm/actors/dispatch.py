@@ -68,6 +68,8 @@ class Dispatch:
         self.handed = 0
         self.durable = 0
         self.stopped = False
+        self.stalled = False
+        """Whether the store is known to take no writes."""
         self.held_back = False
         """Whether something might start, and is not to because the lease is nearly over."""
         self._later: list[tuple[float, int, Activation]] = []
@@ -80,7 +82,8 @@ class Dispatch:
 
     @property
     def has_credit(self) -> bool:
-        return len(self._unacknowledged) < CREDIT
+        # Of what is merged nobody counts what waits for the store, so that nothing is added to it.
+        return len(self._unacknowledged) < CREDIT and not (self.stalled and self._merges)
 
     @property
     def needs_telling(self) -> bool:

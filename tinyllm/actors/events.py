@@ -115,6 +115,22 @@ class Committed:
 
 
 @attrs.frozen
+class StoreStalled:
+    """The store takes no writes at present, for `reason`, and is tried again, for two minutes at most. Meanwhile the
+    trace goes on as far as it can, and no other begins."""
+
+    trace_id: str
+    reason: str
+
+
+@attrs.frozen
+class StoreRecovered:
+    """The store takes writes again."""
+
+    trace_id: str
+
+
+@attrs.frozen
 class TraceEnded:
     trace_id: str
     status: Status
@@ -132,5 +148,7 @@ Event = (
     | NodeAnswered
     | NodeFailed
     | Committed
+    | StoreStalled
+    | StoreRecovered
     | TraceEnded
 )

@@ -74,14 +74,18 @@ class LeaseKeeper:
         self._ends_at = began + TTL
 
     def _keep(self) -> None:
-        wait = RENEW_EVERY
-        while not self._over.wait(wait):
+        fails = False
+        while not self._over.wait(RETRY_EVERY if fails else RENEW_EVERY):
             try:
                 self._renew()
-                wait = RENEW_EVERY
             except StorageError as error:
-                logger.warning("the lease on %s could not be renewed: %s", self._storage.name, error)
-                wait = RETRY_EVERY
+                if not fails:  # it will go on failing: once is enough to say so
+                    logger.warning("the lease on %s could not be renewed: %s", self._storage.name, error)
+                fails = True
+            else:
+                if fails:
+                    logger.warning("the lease on %s is renewed again", self._storage.name)
+                fails = False
 
     def _end(self) -> None:
         self._thread.join()

@@ -108,6 +108,13 @@ class Refused:
     error: Exception
 
 
+@record(eq=False)
+class Stalled:
+    """The store takes no writes at present, and is tried again: until something is `Durable`, or `Refused`."""
+
+    error: Exception
+
+
 @record
 class Stop:
     """Start nothing more; end when what runs has ended."""
@@ -120,8 +127,15 @@ class Told:
     commands: tuple[Command, ...]
 
 
-RunMessage = Started | Finished | Deferred | Failed | Paused | Progressed | Cancelled | Durable | Refused | Told | Stop
+RunMessage = (
+    Started | Finished | Deferred | Failed | Paused | Progressed | Cancelled | Durable | Refused | Stalled | Told | Stop
+)
 RunAddress = MemoryObjectSendStream[RunMessage]
+
+
+ROOM = 8
+"""A run with so much in its mailbox is told later what it did not ask for: the mailbox has room for all that nodes and
+the store answer, and for little else."""
 
 
 # -- to a NodeExecutor -----------------------------------------------------------------------------------------

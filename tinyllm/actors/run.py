@@ -36,13 +36,14 @@ from tinyllm.actors.protocol import (
     Refused,
     RunMessage,
     RunNode,
+    Stalled,
     Started,
     Stepped,
     Stop,
     Told,
 )
 from tinyllm.actors.telling import Telling
-from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
+from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageError, StorageFailed
 from tinyllm.nodes.call import Call, failure
 from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
 from tinyllm.storage.thread import DedicatedThread, loop_clock
@@ -106,6 +107,11 @@ class Run:
         self.address, self._inbox = anyio.create_memory_object_stream[RunMessage](3 * bounds.most + CREDIT + 16)
         self._held: list[Finished | Failed | Progressed] = []
         """What waits for credit."""
+        self._outage: Exception | None = None
+        """Why the store takes no writes at present."""
+        self._stopping = stopped
+        """Somebody wants this to end soon, and not to wait for a store that takes no writes."""
+        self._leaving = False
         self._alarms = Alarms(plan.graph.limits.timeout, plan.elapsed)
         self._refusal: Exception | None = None
         self._failing = False
@@ -170,11 +176,16 @@ class Run:
 
     def _over(self) -> bool:
         dispatch = self._dispatch
-        if self._refusal is not None:
+        if self._refusal is not None or self._hastens:
             return not dispatch.running
         if self._plan.status in UNOWNED:
             return dispatch.settled
         return dispatch.stopped and not dispatch.running and not self._held
+
+    @property
+    def _hastens(self) -> bool:
+        """Nothing is to wait until something is durable."""
+        return self._leaving or (self._stopping and self._outage is not None)
 
     async def _close_if_over(self) -> None:
         """Nothing runs: if nothing more may start, the trace is what that makes of it."""
@@ -214,10 +225,8 @@ class Run:
     async def _handle(self, message: RunMessage) -> None:
         match message:
             case Finished() | Failed() | Progressed():
-                if self._refusal is None and not self._dispatch.has_credit:
-                    self._held.append(message)
-                else:
-                    await self._take_in(message)
+                self._held.append(message)
+                await self._take_in_held()
             case Started():
                 self._dispatch.started(message.seq)
             case Deferred():
@@ -232,15 +241,14 @@ class Run:
                     await self._hand(self._plan.cut_off(message.seq), forced=False)
             case Durable():
                 self._acknowledge(message.number, message.step)
+                self._recovered()
                 self._telling.committed(message.step, message.rev)
-                while self._held and self._dispatch.has_credit:
-                    await self._take_in(self._held.pop(0))
+                await self._take_in_held()
             case Refused():
                 if self._refusal is not None:
                     return  # what was under way behind a refused delta is refused for leaving a gap
                 self._refusal = message.error
-                while self._held:
-                    await self._take_in(self._held.pop(0))
+                await self._take_in_held()
                 self._ledger.refuse(message.error)
                 self._dispatch.stopped = True
                 if isinstance(message.error, OwnershipLost):
@@ -250,23 +258,38 @@ class Run:
             case Told():
                 if self._refusal is None and self._plan.status == "running":
                     await self._obey(message.commands)
+            case Stalled():
+                self._outage = message.error
+                self._dispatch.stalled = True
+                self._telling.stalled(message.error)
+                await self._take_in_held()
             case Stop():
-                self._dispatch.stopped = True
+                self._dispatch.stopped = self._stopping = True
+                await self._take_in_held()
             case _:
                 assert_never(message)
 
     # -- what happened -----------------------------------------------------------------------------------------
 
-    async def _take_in(self, message: Finished | Failed | Progressed) -> None:
-        match message:
-            case Finished():
-                await self._finished(message)
-            case Failed():
-                await self._failed(message)
-            case Progressed():
-                await self._progressed(message)
-            case _:
-                assert_never(message)
+    async def _take_in_held(self) -> None:
+        """Take in what has come, as far as there is credit for it; or all of it, if nothing is to wait for credit."""
+        while self._held:
+            if self._refusal is None and not self._dispatch.has_credit and not self._hastens:
+                return
+            match message := self._held.pop(0):
+                case Finished():
+                    await self._finished(message)
+                case Failed():
+                    await self._failed(message)
+                case Progressed():
+                    await self._progressed(message)
+                case _:
+                    assert_never(message)
+
+    def _recovered(self) -> None:
+        if self._outage is not None:
+            self._outage, self._dispatch.stalled = None, False
+            self._telling.recovered()
 
     async def _finished(self, message: Finished) -> None:
         plan = self._plan
@@ -446,9 +469,10 @@ class Run:
 
     async def _leave(self) -> None:
         """End what still runs, then give the trace up, or let it go where it has ended."""
-        self._dispatch.stopped = True
+        self._dispatch.stopped = self._leaving = True
         if self._dispatch.running:
             with anyio.move_on_after(GRACE_SECONDS, shield=True) as grace:
+                await self._take_in_held()
                 await self._cancel_running()
                 while self._dispatch.running:
                     await self._handle(await self._inbox.receive())
@@ -460,6 +484,7 @@ class Run:
                 await self._let_go(self._journal)
             if grace.cancelled_caught:
                 logger.warning("trace %s: left before the last of it was written", self._plan.trace_id)
+                self._refusal = self._outage or StorageError("it was left before all that it did was written")
         if self._high_water is not None and not self.left_unwritten:
             self._high_water.close()
 

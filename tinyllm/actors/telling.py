@@ -77,6 +77,12 @@ class Telling:
         if self.observed:
             self._emit(events.Committed(self._trace_id, step, rev))
 
+    def stalled(self, error: Exception) -> None:
+        self._emit(events.StoreStalled(self._trace_id, str(error)))
+
+    def recovered(self) -> None:
+        self._emit(events.StoreRecovered(self._trace_id))
+
 
 def _nobody(_event: events.Event) -> None:
     """Nobody observes."""

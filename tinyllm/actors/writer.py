@@ -13,8 +13,20 @@ from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from tinyllm.actors.batch import MAX_WRITES, Queue
-from tinyllm.actors.mailbox import reply
-from tinyllm.actors.protocol import Ask, Durable, Handed, PruneDue, Put, Refused, RunAddress, WriteMessage
+from tinyllm.actors.mailbox import reply, take
+from tinyllm.actors.outage import PATIENCE_SECONDS, is_repeatable, pause
+from tinyllm.actors.protocol import (
+    ROOM,
+    Ask,
+    Durable,
+    Handed,
+    PruneDue,
+    Put,
+    Refused,
+    RunAddress,
+    Stalled,
+    WriteMessage,
+)
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import Append, CheckpointStorage, Outcome, Prune, Pruned, Write
 
@@ -36,6 +48,9 @@ comes next would wait for it. Until then they are used again."""
 
 class StorageWriter:
     """Group commit: what waited during one commit is the next batch. Prunes with what room a batch has left.
+
+    A fault that may pass is outlived: the batch is kept and committed again, from time to time, while nobody who hands
+    something over has to wait (each trace holds its credit at most), and nothing is begun.
 
     It ends when every sender has closed, after the last write and the last pruning, never by cancellation: `shield` is
     the scope it runs in; whoever shuts it down sets its deadline.
@@ -60,6 +75,14 @@ class StorageWriter:
         """It has been idle for long enough, and nothing has come since."""
         self._durable: dict[str, tuple[RunAddress, Durable]] = {}
         """What each run was not told yet: its last durable delta. (Not the delta itself, which is large.)"""
+        self._batch: list[Put | Ask] = []
+        """What is being written."""
+        self._failed_at: float | None = None
+        """When the store failed, if it has not taken a write since; on the event loop's clock."""
+        self._outage: Exception | None = None
+        """What it failed with last, while it is tried again."""
+        self._stalled: set[str] = set()
+        """The traces whose runs know of that, and do not know yet that it is over."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._shield, self._inbox:
@@ -82,10 +105,11 @@ class StorageWriter:
         with suppress(anyio.WouldBlock, anyio.EndOfStream):
             while True:
                 self._take(self._inbox.receive_nowait())
-        while self._queue:
-            error = StorageError(f"{self._storage.name}: the writer ended before this was written")
-            for trace_id in self._tell_all((item, error) for item in self._queue.take()):
+        error = self._outage or StorageError(f"{self._storage.name}: the writer ended before this was written")
+        while self._batch or self._queue:
+            for trace_id in self._tell_all([error] * len(self._batch)):
                 self._tell_durable(trace_id)
+            self._batch = self._queue.take()
 
     async def _fill(self, open_: bool) -> bool:
         """Take what has come; wait only where there is nothing to do. False once every sender has closed."""
@@ -106,8 +130,12 @@ class StorageWriter:
 
     def _take(self, message: WriteMessage) -> None:
         match message:
+            case Ask() if self._outage is not None and not is_repeatable(message.write):
+                message.answer.settle(self._outage)
             case Put() | Ask():
                 self._queue.add(message)
+                if self._outage is not None:
+                    self._tell_stalled(message, self._outage)
             case Handed():
                 for each in message.messages:
                     self._take(each)
@@ -117,35 +145,109 @@ class StorageWriter:
                 assert_never(message)
 
     async def _commit(self, batch: list[Put | Ask]) -> None:
+        """Write the batch, with what room it has left prune, and tell those who wait what became of it."""
         self._reclaiming = False
-        writes: list[Write] = [
-            Append(item.trace_id, item.delta) if isinstance(item, Put) else item.write for item in batch
-        ]
+        self._batch = batch
+        writes = [_write(item) for item in batch]
         pruned = next(iter(self._prune_due), None) if len(writes) < MAX_WRITES else None
         if pruned is not None:
             writes.append(Prune(pruned, self._keep, PRUNE_SLICE))
         try:
             outcomes = await self._storage.commit(writes)
         except Exception as error:  # of whatever kind: those who wait must hear of it
-            outcomes = [error] * len(writes)
-            logger.error("%s: a commit of %d writes failed: %s", self._storage.name, len(writes), error)
-        asked = self._tell_all(zip(batch, outcomes, strict=False))
+            if pruned is not None:
+                self._pruned(pruned, error)
+            outcomes = await self._commit_again(error, len(writes))
+        else:
+            self._works()
+            if pruned is not None:
+                self._pruned(pruned, outcomes.pop())
+        asked = self._tell_all(outcomes)
+        self._batch = []
         for told, trace_id in enumerate(asked, 1):
             self._tell_durable(trace_id)
             if not told % TOLD_AT_ONCE:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
-        if pruned is not None:
-            self._pruned(pruned, outcomes[-1])
 
-    def _tell_all(self, told: Iterable[tuple[Put | Ask, Outcome]]) -> Iterable[str]:
-        """Tell those who wait, in order. Returns which traces are still to be told that something is durable: of
-        several deltas the last."""
+    # -- a store that takes no writes --------------------------------------------------------------------------
+
+    async def _commit_again(self, error: Exception, count: int) -> list[Outcome]:
+        """Commit the batch, which failed with `error`, until the store takes it or has failed for good. What begins a
+        trace hears of it at once. `count`: how many writes that were."""
+        tries = 0
+        for ask in _beginnings(self._batch):
+            self._batch.remove(ask)
+            ask.answer.settle(error)
+        while self._batch and (wait := pause(error, self._lasted(), tries)) is not None:
+            self._stall(error)
+            await self._hold(anyio.current_time() + wait)
+            tries += 1
+            try:
+                outcomes = await self._storage.commit([_write(item) for item in self._batch])
+            except Exception as again:
+                error = again
+            else:
+                self._works()
+                return outcomes
+        self._outage = None
+        logger.error("%s: a commit of %d writes failed: %s", self._storage.name, count, error)
+        return [error] * len(self._batch)
+
+    def _lasted(self) -> float:
+        """Seconds since the store failed."""
+        return 0.0 if self._failed_at is None else anyio.current_time() - self._failed_at
+
+    def _stall(self, error: Exception) -> None:
+        """The store takes nothing, because of `error`, and is tried again."""
+        self._outage = error
+        if self._failed_at is None:
+            self._failed_at = anyio.current_time()
+            logger.warning(
+                "%s: takes no writes, and is tried again for %.0f s: %s", self._storage.name, PATIENCE_SECONDS, error
+            )
+        for ask in _beginnings(self._queue):
+            self._queue.take_out(ask)
+            ask.answer.settle(error)
+        for item in (*self._batch, *self._queue):
+            self._tell_stalled(item, error)
+
+    async def _hold(self, until: float) -> None:
+        """Wait, and take what comes: whoever hands it over is not to wait for the store."""
+        try:
+            while anyio.current_time() < until:
+                for message in await take(self._inbox, until):
+                    self._take(message)
+        except anyio.EndOfStream:
+            await anyio.sleep_until(until)
+
+    def _tell_stalled(self, item: Put | Ask, error: Exception) -> None:
+        """Tell the run once; if it has no room for that now, at the next try."""
+        if (
+            isinstance(item, Put)
+            and item.trace_id not in self._stalled
+            and item.reply.statistics().current_buffer_used < ROOM
+        ):
+            self._stalled.add(item.trace_id)
+            reply(item.reply, Stalled(error))
+
+    def _works(self) -> None:
+        """The store has taken something."""
+        if self._failed_at is not None:
+            logger.warning("%s: takes writes again, after %.1f s", self._storage.name, self._lasted())
+        self._failed_at = self._outage = None
+
+    # -- who hears of it ---------------------------------------------------------------------------------------
+
+    def _tell_all(self, outcomes: Iterable[Outcome]) -> Iterable[str]:
+        """Tell those who wait for the batch, in order. Returns which traces are still to be told that something is
+        durable: of several deltas the last."""
         asked: dict[str, None] = {}
-        for item, outcome in told:
+        for item, outcome in zip(self._batch, outcomes, strict=True):
             if isinstance(item, Put) and not isinstance(outcome, Exception):
                 delta = item.delta
                 self._durable[item.trace_id] = item.reply, Durable(delta.number, delta.step, delta.rev)
-                if item.tell:
+                if item.tell or item.trace_id in self._stalled:
+                    self._stalled.discard(item.trace_id)
                     asked[item.trace_id] = None
                 continue
             self._tell_durable(item.trace_id)
@@ -160,6 +262,7 @@ class StorageWriter:
         if isinstance(item, Ask):
             item.answer.settle(outcome)
         elif isinstance(outcome, Exception):
+            self._stalled.discard(item.trace_id)
             reply(item.reply, Refused(outcome))
             for waiting in self._queue.drop(item):  # a gap would follow
                 if isinstance(waiting, Ask):
@@ -179,3 +282,12 @@ class StorageWriter:
         except StorageError as error:
             self._reclaimable = False
             logger.warning("%s: could not return free pages: %s", self._storage.name, error)
+
+
+def _write(item: Put | Ask) -> Write:
+    return Append(item.trace_id, item.delta) if isinstance(item, Put) else item.write
+
+
+def _beginnings(items: Iterable[Put | Ask]) -> list[Ask]:
+    """What cannot be committed again: it begins a trace, or goes on with one."""
+    return [item for item in items if isinstance(item, Ask) and not is_repeatable(item.write)]

@@ -19,6 +19,8 @@ from tinyllm.actors.events import (
     NodeRetried,
     NodeStarted,
     Planned,
+    StoreRecovered,
+    StoreStalled,
     TraceEnded,
     TraceStarted,
 )
@@ -144,6 +146,8 @@ class Progress:
         self.started_at: float | None = None
         self.step = 0
         self.durable_step = 0
+        self.stalled = False
+        """The store takes no writes at present."""
         self.pace = Pace()
 
     def apply(self, event: Event, now: float) -> None:
@@ -181,6 +185,8 @@ class Progress:
             case Committed():
                 self.step = max(self.step, event.step)
                 self.durable_step = max(self.durable_step, event.step)
+            case StoreStalled() | StoreRecovered():
+                self.stalled = isinstance(event, StoreStalled)
             case TraceEnded():
                 self.ended = event
             case _:
@@ -218,6 +224,8 @@ class Progress:
             parts.append(f"{sum(node.outstanding for node in self.nodes.values()):,} to go")
         if self.step > self.durable_step:
             parts.append(f"{self.step - self.durable_step:,} not durable yet")
+        if self.stalled:
+            parts.append("waiting for the store")
         if speed := self.pace.per_second(now):
             parts.append(rate(speed))
         if (left := self.left(now)) is not None:

@@ -308,11 +308,11 @@ class Engine:
                 try:
                     await running.act()
                 finally:
+                    if run.left_unwritten and keeper is not None:
+                        keeper.abandon()
                     await self._tell_reader(Unwatch(plan.key))
             finally:
                 self._end_work()
-            if run.left_unwritten and keeper is not None:
-                keeper.abandon()
 
         self._actors.start_soon(act, name=f"run {plan.trace_id}")
         return running

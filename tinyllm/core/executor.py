@@ -187,6 +187,8 @@ class Executor(anyio.AsyncContextManagerMixin):
         :raises GraphChanged, NodeMissing: as `resume_from_checkpoint()`, of a trace that exists.
         :raises TraceOwned: another live process executes the trace.
         :raises ValueNotStorable: the task or a variable cannot be recorded.
+        :raises StorageUnavailable, DatabaseLocked: the store takes no writes just now, and the trace was not executed;
+            call this once more, with the same `trace_id`.
         :raises StorageFailed: the store failed for good.
         """
         captured = Captured(encode_payload(task, "task", self.config.redaction))

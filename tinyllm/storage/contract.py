@@ -584,7 +584,8 @@ class CheckpointStorage(DirectUse, ABC):
     All methods may be called from any task of the event loop that called `initialize()`, and at the same time. A store
     captures bytes: nothing it returns or took is shared with a caller in a way that a caller could change.
 
-    Every method raises a `StorageError` when the store itself fails.
+    Every method raises a `StorageError` when the store itself fails; where that may pass, a `StorageUnavailable` or
+    `DatabaseLocked`: the same call may succeed later.
     """
 
     name: str

@@ -13,7 +13,7 @@ import struct
 import zlib
 from pathlib import Path
 
-from tinyllm.errors import CommitsMissing, StoragePathError
+from tinyllm.errors import CommitsMissing, StorageUnavailable
 
 FILE_NAME = "tinyllm.commits"
 
@@ -51,7 +51,7 @@ class CommitNotes:
     """Where one process notes."""
 
     def __init__(self, directory: Path) -> None:
-        """:raises StoragePathError: the file cannot be made."""
+        """:raises StorageUnavailable: the file cannot be made, or not now."""
         path = directory / FILE_NAME
         try:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -66,7 +66,7 @@ class CommitNotes:
             finally:
                 os.close(file)
         except OSError as error:
-            raise StoragePathError(str(path), f"it cannot be written ({error.strerror})") from error
+            raise StorageUnavailable(str(path), f"it cannot be written ({error.strerror})") from error
         self._at = os.getpid() % _SLOTS * _SLOT
 
     def note(self, number: int) -> None:

@@ -86,6 +86,27 @@ def connect(path: Path) -> sqlite3.Connection:
     return connection
 
 
+def connect_writer(path: Path) -> sqlite3.Connection:
+    """One more connection that writes to a database that `open_database` has opened."""
+    connection = connect(path)
+    try:
+        with translated(path):
+            # Unlike a WAL, no property of the file: by default a rollback journal is deleted, which is not synced: a
+            # power cut may bring it back, to undo what was committed.
+            connection.execute(f"PRAGMA journal_mode = {_journal_mode()}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def drop_journal(connection: sqlite3.Connection) -> None:
+    """Have the next transaction make a new rollback journal. The one that is there may be cut off for all who read it
+    and yet, after a sync that failed, be whole on the disk: written over in part, it would undo a mixture."""
+    connection.execute("PRAGMA journal_mode = delete")
+    connection.execute("PRAGMA journal_mode = truncate")
+
+
 def connect_reader(path: Path) -> sqlite3.Connection:
     """A connection that cannot write."""
     connection = connect(path)
@@ -173,7 +194,8 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
     _refuse(path, connection)  # once more: what was cut off is rolled back now, and nothing of ours is written yet
     # The order matters: WAL, or the first table, fixes what the first two set, and then they are ignored in silence.
     connection.execute(f"PRAGMA page_size = {_PAGE_SIZE}")
-    connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
+    if _vacuum(connection) != _INCREMENTAL:  # to set it takes the write lock, even to what it is: who reads would wait
+        connection.execute("PRAGMA auto_vacuum = INCREMENTAL")
     journal = _journal_mode()
     # Changing the mode asks for an exclusive lock and does not wait for it, whatever the busy time-out.
     deadline = time.monotonic() + LOCK_TIMEOUT
@@ -198,14 +220,18 @@ def _set_up(connection: sqlite3.Connection, path: Path) -> None:
         finally:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
-    (vacuum,) = connection.execute("PRAGMA auto_vacuum").fetchone()
-    if vacuum != _INCREMENTAL:
+    if _vacuum(connection) != _INCREMENTAL:
         raise StoragePathError(str(path), "it was created without auto_vacuum; move it away, or choose another path")
 
 
 def _version(connection: sqlite3.Connection) -> int:
     (version,) = connection.execute("PRAGMA user_version").fetchone()
     return int(version)
+
+
+def _vacuum(connection: sqlite3.Connection) -> int:
+    (vacuum,) = connection.execute("PRAGMA auto_vacuum").fetchone()
+    return int(vacuum)
 
 
 def _journal_mode() -> str:

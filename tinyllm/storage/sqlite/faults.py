@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from tinyllm.errors import DatabaseCorrupt, DatabaseLocked, StorageError, StoragePathError
+from tinyllm.errors import DatabaseCorrupt, DatabaseLocked, StorageError, StoragePathError, StorageUnavailable
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.sense import Nonsense
 
@@ -22,6 +22,7 @@ _RESERVED_BYTE = 0x40000001
 # Primary result codes, by SQLite's numbers.
 _READONLY, _IOERR, _CORRUPT, _FULL, _CANTOPEN, _PROTOCOL, _NOTADB = 8, 10, 11, 13, 14, 15, 26
 _LOCKED = frozenset({5, 6, _PROTOCOL})
+_MAY_PASS = frozenset({_READONLY, _IOERR, _FULL, _CANTOPEN})
 
 _REMEDIES = {
     _READONLY: "the database is read-only; make the file and its directory writable, or choose another path",
@@ -52,7 +53,8 @@ def translate(error: sqlite3.Error, path: Path) -> StorageError:
     if code == _CORRUPT:
         return DatabaseCorrupt(str(path), str(error))
     if code in _REMEDIES:
-        return StoragePathError(str(path), _REMEDIES[code].format(detail=error))
+        kind = StorageUnavailable if code in _MAY_PASS else StoragePathError
+        return kind(str(path), _REMEDIES[code].format(detail=error))
     return StorageError(f"{path}: {error}")
 
 

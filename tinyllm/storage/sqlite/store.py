@@ -11,7 +11,7 @@ from pathlib import Path
 from time import monotonic, sleep, time
 from typing import TypeVar
 
-from tinyllm.errors import StorageNotOpen, StoragePathError
+from tinyllm.errors import DatabaseLocked, StorageNotOpen, StoragePathError, StorageUnavailable
 from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
@@ -33,8 +33,8 @@ from tinyllm.storage.owners import boottime, keep, let_go
 from tinyllm.storage.sqlite import owned, prune
 from tinyllm.storage.sqlite.commands import answers
 from tinyllm.storage.sqlite.commits import CommitNotes, acknowledged, refuse_missing
-from tinyllm.storage.sqlite.database import FILE_NAME, connect, connect_reader, open_database
-from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, translated
+from tinyllm.storage.sqlite.database import FILE_NAME, connect_reader, connect_writer, drop_journal, open_database
+from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.load import Loader
 from tinyllm.storage.sqlite.write import Writing
@@ -55,6 +55,8 @@ _PARSE_SCHEMA = "SELECT 1 FROM transactions LIMIT 0"
 _SIGN = "UPDATE transactions SET token = ?"
 _COUNT = "UPDATE transactions SET token = ?, number = number + 1 RETURNING number"
 _COUNTED = "SELECT number FROM transactions"
+_UNKNOWN = -1
+"""As the token in doubt: whatever is there now. No transaction has it."""
 
 
 class SQLiteCheckpointStorage(CheckpointStorage):
@@ -75,11 +77,18 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._writer = DedicatedThread(f"tinyllm writer {self.name}", store=self.name)
         self._reader = DedicatedThread(f"tinyllm reader {self.name}", store=self.name)
         self._connection: sqlite3.Connection | None = None
+        self._broken = False
+        """The connection that writes has failed: it is made anew before it is used again."""
+        self._in_doubt: int | None = None
+        """The token of a transaction whose COMMIT failed, as long as it is not settled what became of it."""
+        self._has_wal = True
         self._reading: sqlite3.Connection | None = None
         self._renewed = 0.0
         self._lease_lock = threading.Lock()
         self._leasing: sqlite3.Connection | None = None
         self._owners: set[str] = set()
+        # Its own lock: the other may be held for as long as another process holds the database's.
+        self._marks_lock = threading.Lock()
         self._marks: dict[str, HighWaterFile] = {}
         self._notes: CommitNotes | None = None
         self._pid = 0
@@ -117,10 +126,11 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         return await self._writer.call(self._reclaim, limit)
 
     def _commit(self, writes: tuple[Write, ...]) -> list[Outcome]:
-        connection = self._opened(self._connection)
         now = time()
         token = random.getrandbits(62)
-        with translated(self._path):
+        with self._writing() as connection:
+            if self._notes is None:
+                self._notes = CommitNotes(self._directory)
             connection.execute("BEGIN IMMEDIATE")
             try:
                 writing = Writing(connection, self.name, now)
@@ -133,44 +143,73 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             try:
                 self._end(connection)
             except sqlite3.Error:
-                if not self._is_there(token):
+                self._in_doubt = token
+                if not self._reopen():
                     raise
-            assert self._notes is not None
             self._notes.note(number)
             return outcomes
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        """The connection that writes, for one piece of work. One that failed is not used again: it may have been opened
+        while the file was read-only, or count on what an fsync did not write. (A lock leaves nothing in doubt.)"""
+        connection = self._opened(self._connection)
+        with translated(self._path):
+            if self._broken:
+                self._reopen()
+                connection = self._opened(self._connection)
+            if self._in_doubt is not None:
+                raise DatabaseLocked(str(self._path), LOCK_TIMEOUT)
+            try:
+                yield connection
+            except sqlite3.Error as error:
+                self._broken = self._broken or not is_locked(error)
+                raise
 
     def _end(self, connection: sqlite3.Connection) -> None:
         connection.execute("COMMIT")
 
-    def _is_there(self, token: int) -> bool:
-        """Whether the transaction that wrote `token`, and whose COMMIT failed, is durable all the same.
+    def _reopen(self) -> bool:
+        """Make the connection that writes anew. Whether a transaction whose COMMIT failed is durable all the same.
 
         If it is there, it is made so; where that is not possible within the lock time-out, the answer is no although it
-        is there. If it is not, it is made sure that it never will be. Raises where the disk lets neither be done.
+        is there. If it is not, it is made sure that it never will be. Raises where the disk lets neither be done. As
+        long as that is not settled, nothing else is written: what followed would rest on what a power cut may take.
         """
+        self._broken = True
         self._opened(self._connection).close()
-        connection = self._connection = connect(self._path)
+        connection = self._connection = connect_writer(self._path)
+        if not self._has_wal:
+            drop_journal(connection)
+            self._in_doubt = _UNKNOWN if self._in_doubt is None else self._in_doubt
+        there = self._in_doubt is not None and self._settle(connection, self._in_doubt)
+        self._broken = self._in_doubt is not None
+        return there
+
+    def _settle(self, connection: sqlite3.Connection, token: int) -> bool:
         connection.execute("BEGIN IMMEDIATE")
         try:
             (found,) = connection.execute(_TOKEN).fetchone()
-            if found != token:
-                # Its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would take
-                # them up: another transaction overwrites them.
-                connection.execute(_SIGN, (random.getrandbits(62),))
+            # Not there: its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would
+            # take them up, if another transaction did not overwrite them. There: so may the end of a rollback journal
+            # that was cut off, but perhaps not on the disk; to undo it after a crash is only prevented by another one.
+            connection.execute(_SIGN, (random.getrandbits(62),))
+            self._in_doubt = _UNKNOWN
             connection.execute("COMMIT")
         except BaseException:
             _roll_back(connection)
             raise
-        if found != token:
-            return False
-        # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps.
-        # The busy time-out waits for readers of older states and for writers, but not for another's checkpoint.
-        deadline = monotonic() + LOCK_TIMEOUT
-        while connection.execute("PRAGMA wal_checkpoint(FULL)").fetchone()[0]:
-            if monotonic() > deadline:
-                return False
-            sleep(_BUSY_PAUSE)
-        return True
+        if token in (found, _UNKNOWN):
+            # After a failed fsync the kernel takes what it did not write for written: only writing it elsewhere helps,
+            # and beginning the WAL anew, for what was appended to a broken one would be lost with it. The busy time-out
+            # waits for all who read in the WAL and for writers, but not for another's checkpoint.
+            deadline = monotonic() + LOCK_TIMEOUT
+            while connection.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]:
+                if monotonic() > deadline:
+                    return False
+                sleep(_BUSY_PAUSE)
+        self._in_doubt = None
+        return bool(found == token)
 
     def _renew_if_due(self, writing: Writing) -> None:
         now = boottime()
@@ -179,8 +218,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             writing.renew(now)
 
     def _reclaim(self, limit: int) -> int:
-        connection = self._opened(self._connection)
-        with translated(self._path):
+        with self._writing() as connection:
             more = prune.buried(connection) and self._purge(connection)
             connection.execute(f"PRAGMA incremental_vacuum({max(int(limit), 1)})").fetchall()
             (left,) = connection.execute("PRAGMA freelist_count").fetchone()
@@ -273,10 +311,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             keep(owner.id)
             owned.renew(connection, owner)
             self._renewed = boottime()
-            if owner.id not in self._marks:
-                self._marks[owner.id] = marks = HighWaterFile(path_in(self._directory, owner.id))
-                with suppress(StoragePathError):  # who notes something there will hear of it
-                    marks.make()
+            with suppress(StoragePathError):  # who notes something there will hear of it
+                self._marks_of(owner).make()
 
     def retire(self, owner: Owner) -> None:
         with self._leases() as connection:
@@ -289,23 +325,32 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             except BaseException:
                 _roll_back(connection)
                 raise
-            if marks := self._marks.pop(owner.id, None):
-                marks.close()
+            with self._marks_lock:
+                if marks := self._marks.pop(owner.id, None):
+                    marks.close()
             self._sweep(connection)
 
     def high_water(self, owner: Owner, trace: int, epoch: int) -> HighWater:
-        with self._leases():
-            marks = self._marks.get(owner.id)
-            if marks is None:
-                marks = self._marks[owner.id] = HighWaterFile(path_in(self._directory, owner.id))
-            return marks.slot(trace, epoch)
+        self._refuse_forked()
+        return self._marks_of(owner).slot(trace, epoch)
+
+    def _marks_of(self, owner: Owner) -> HighWaterFile:
+        with self._marks_lock:
+            self._opened(self._leasing)
+            if owner.id not in self._marks:
+                self._marks[owner.id] = HighWaterFile(path_in(self._directory, owner.id))
+            return self._marks[owner.id]
 
     @contextmanager
     def _leases(self) -> Iterator[sqlite3.Connection]:
         """The connection for leases, for one thread at a time."""
         self._refuse_forked()  # before the lock, which a thread of the parent may have held at the fork
         with self._lease_lock, translated(self._path):
-            yield self._opened(self._leasing)
+            try:
+                yield self._opened(self._leasing)
+            except sqlite3.Error:
+                self._broken = self._broken or not self._has_wal  # it is the same journal that was not synced
+                raise
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         """Remove what dead owners left that no trace needs any more."""
@@ -328,19 +373,23 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             opened.callback(connection.close)
             with translated(self._path):
                 refuse_missing(self._directory, noted, *connection.execute(_COUNTED).fetchone())
-            self._notes = CommitNotes(self._directory)
-            leasing = connect(self._path)
+            leasing = connect_writer(self._path)
             opened.callback(leasing.close)
             with translated(self._path):
                 # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not safe
                 # with less than FULL.
-                if connection.execute("PRAGMA journal_mode").fetchone() == ("wal",):
+                self._has_wal = connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
+                if self._has_wal:
                     leasing.execute("PRAGMA synchronous = NORMAL")
-                self._sweep(leasing)
                 reading = connect_reader(self._path)
                 opened.callback(reading.close)
                 for each in (connection, reading):
                     each.execute(_PARSE_SCHEMA).fetchall()
+                (timeout,) = leasing.execute("PRAGMA busy_timeout").fetchone()
+            with suppress(DatabaseLocked, StorageUnavailable), translated(self._path):
+                leasing.execute("PRAGMA busy_timeout = 0")  # who will only read need not be able to write
+                self._sweep(leasing)
+            leasing.execute(f"PRAGMA busy_timeout = {timeout}")
             opened.pop_all()
         self._connection, self._leasing, self._reading, self._pid = connection, leasing, reading, os.getpid()
 
@@ -357,9 +406,10 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             for owner in self._owners:
                 let_go(owner)
             self._owners.clear()
-            for marks in self._marks.values():
-                marks.close()
-            self._marks.clear()
+            with self._marks_lock:
+                for marks in self._marks.values():
+                    marks.close()
+                self._marks.clear()
         if self._connection is not None:
             with translated(self._path):
                 self._connection.close()

@@ -42,7 +42,7 @@ from tinyllm.actors.protocol import (
     Told,
 )
 from tinyllm.actors.telling import Telling
-from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageFailed
+from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageError, StorageFailed
 from tinyllm.nodes.call import Call, failure
 from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
 from tinyllm.storage.thread import DedicatedThread, loop_clock
@@ -468,11 +468,12 @@ class Run:
         """Hear what became of all that was handed over, and own the trace no longer."""
         plan = self._plan
         if (plan.status in UNOWNED and self._dispatch.settled) or self._refusal is not None:
-            await journal.post(Close(plan.trace_id))
+            with suppress(StorageError):  # then there is nobody whom it concerns
+                await journal.post(Close(plan.trace_id))
             return
         answer = Answer()
-        await journal.post(Close(plan.trace_id, Release(plan.key, plan.epoch), answer), hurry=True)
         try:
+            await journal.post(Close(plan.trace_id, Release(plan.key, plan.epoch), answer), hurry=True)
             await answer.wait()
         except Exception as error:
             logger.warning("trace %s could not be let go: %s", plan.trace_id, error)

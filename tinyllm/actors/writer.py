@@ -54,6 +54,8 @@ class StorageWriter:
         self._shield = shield
         self._keep = keep
         self._queue = Queue()
+        self._under_way: list[Put | Ask] = []
+        """A batch that is being committed, or that has not wholly been told so."""
         self._prune_due: dict[int, PruneDue] = {}
         self._reclaimable = False
         self._reclaiming = False
@@ -82,10 +84,19 @@ class StorageWriter:
         with suppress(anyio.WouldBlock, anyio.EndOfStream):
             while True:
                 self._take(self._inbox.receive_nowait())
+        for trace_id in list(self._durable):
+            self._tell_durable(trace_id)
+        self._refuse(self._under_way, "the writer ended, and whether this was written is not known")
         while self._queue:
-            error = StorageError(f"{self._storage.name}: the writer ended before this was written")
-            for trace_id in self._tell_all((item, error) for item in self._queue.take()):
-                self._tell_durable(trace_id)
+            self._refuse(self._queue.take(), "the writer ended before this was written")
+
+    def _refuse(self, batch: list[Put | Ask], reason: str) -> None:
+        error = StorageError(f"{self._storage.name}: {reason}; resume the trace")
+        for item in batch:
+            if isinstance(item, Ask):
+                item.answer.settle(error)
+            else:
+                reply(item.reply, Refused(error))
 
     async def _fill(self, open_: bool) -> bool:
         """Take what has come; wait only where there is nothing to do. False once every sender has closed."""
@@ -118,6 +129,7 @@ class StorageWriter:
 
     async def _commit(self, batch: list[Put | Ask]) -> None:
         self._reclaiming = False
+        self._under_way = batch
         writes: list[Write] = [
             Append(item.trace_id, item.delta) if isinstance(item, Put) else item.write for item in batch
         ]
@@ -134,6 +146,7 @@ class StorageWriter:
             self._tell_durable(trace_id)
             if not told % TOLD_AT_ONCE:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
+        self._under_way = []
         if pruned is not None:
             self._pruned(pruned, outcomes[-1])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from tinyllm.actors.writer import StorageWriter
 from tinyllm.storage.contract import Delta, Outcome
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, store, write
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.thread import DedicatedThread, _Job, _settled, loop_caller
 
 BUSY = 0.02
 """Seconds by which a commit takes longer, so that a kill hits it more often."""
@@ -113,3 +115,23 @@ def write_without_looking() -> None:
         for column in ("epoch", "rev"):
             statement = statement.replace(f"AND {column} = ", f"AND {column} >= ")
         setattr(write, name, statement)
+
+
+def abandoned_cancel() -> None:
+    """Whoever waits for a thread is cancelled at once, and what it does is done alone, as `anyio.to_thread` has it with
+    `abandon_on_cancel`."""
+
+    async def call(self: DedicatedThread, function: Callable[..., Any], *args: Any) -> Any:
+        done, soon = anyio.Event(), loop_caller()
+
+        class Caller:
+            def wake(self) -> None:
+                with suppress(RuntimeError):  # the loop has ended
+                    soon(done.set)
+
+        job = _Job(function, args, Caller())
+        self._put(job)
+        await done.wait()
+        return _settled(job)
+
+    DedicatedThread.call = call  # type: ignore[method-assign,assignment]

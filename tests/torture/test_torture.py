@@ -29,7 +29,16 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("trial", "runs"), [("power", 200), ("power-truncate", 100), ("faults", 100), ("kill-async", 3), ("zombie", 20)]
+    ("trial", "runs"),
+    [
+        ("power", 200),
+        ("power-truncate", 100),
+        ("faults", 100),
+        ("kill-async", 3),
+        ("zombie", 20),
+        ("cancel", 40),
+        ("cancel-disk", 6),
+    ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
     finished = torture(tmp_path, trial, "--runs", str(runs))
@@ -47,6 +56,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
         ("power", 100, "normal_for_full", "something acknowledged is gone"),
         ("zombie", 60, "write_without_looking", "the process that had it"),
         ("faults", 1000, "believe_a_failed_commit", "OwnershipLost"),
+        ("cancel", 600, "abandoned_cancel", "left the outcome of a commit unknown"),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, trial: str, runs: int, plant: str, violation: str) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep, time
+from traceback import clear_frames
 from typing import TypeVar
 
 from tinyllm.errors import StorageNotOpen, StoragePathError
@@ -117,18 +118,19 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         now = time()
         token = random.getrandbits(62)
         with translated(self._path):
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # BEGIN too: what another thread throws into this one comes between any two statements
+                connection.execute("BEGIN IMMEDIATE")
                 writing = Writing(connection, self.name, now)
                 outcomes = writing.carry_out(writes)
                 self._renew_if_due(writing)
                 connection.execute(_SIGN, (token,))
-            except BaseException:
+            except BaseException as error:
+                _end_statements(error)
                 _roll_back(connection)
                 raise
             try:
                 self._end(connection)
-            except sqlite3.Error:
+            except BaseException:
                 if not self._is_there(token):
                     raise
             return outcomes
@@ -144,8 +146,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         """
         self._opened(self._connection).close()
         connection = self._connection = connect(self._path)
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             (found,) = connection.execute(_TOKEN).fetchone()
             if found != token:
                 # Its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would take
@@ -186,8 +188,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             return int(left) + more
 
     def _purge(self, connection: sqlite3.Connection) -> bool:
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             more = prune.purge(connection)
             connection.execute("COMMIT")
         except BaseException:
@@ -249,9 +251,12 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with translated(self._path):
             # A read that was queued behind the closing is refused, and opens nothing again.
             connection = self._opened(self._reading)
-            connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
             try:
+                connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
                 return question(Loader(connection, self._directory, self))
+            except BaseException as error:
+                _end_statements(error)
+                raise
             finally:
                 _roll_back(connection)
 
@@ -273,8 +278,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with self._leases() as connection:
             self._owners.discard(owner.id)
             let_go(owner.id)
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 owned.retire(connection, owner.id)
                 connection.execute("COMMIT")
             except BaseException:
@@ -360,6 +365,12 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         if connection is None:
             raise StorageNotOpen(self.name, "it is not open; call initialize() first")
         return connection
+
+
+def _end_statements(error: BaseException) -> None:
+    """Those that the frames of `error` were in the middle of, and hold on to as long as somebody holds on to it: one
+    that has not ended keeps the next transaction from its end, or shows it an old state."""
+    clear_frames(error.__traceback__)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

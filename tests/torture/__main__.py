@@ -15,10 +15,12 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.torture import cancels, faults, kills, power, zombies
+from tests.torture import beginnings, cancels, faults, kills, power, zombies
 from tests.torture.trial import Task, Trial, Violation
 
-TRIALS = {trial.name: trial for module in (kills, zombies, power, faults, cancels) for trial in module.TRIALS}
+TRIALS = {
+    trial.name: trial for module in (kills, zombies, power, faults, beginnings, cancels) for trial in module.TRIALS
+}
 
 
 def carry_out(trial: Trial, task: Task) -> bool:

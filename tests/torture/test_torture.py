@@ -36,8 +36,8 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
         ("faults", 100),
         ("kill-async", 3),
         ("zombie", 20),
-        ("cancel", 40),
-        ("cancel-disk", 6),
+        ("cancel", 20),
+        ("beginning", 24),
     ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:

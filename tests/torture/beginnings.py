@@ -24,6 +24,8 @@ from tinyllm.storage.sqlite.schema import APPLICATION_ID
 
 SYNC = ExecutorConfig(durability="sync")
 OLD = Path(__file__).parents[1] / "storage" / "version_1.sql"
+MOST = 300
+"""Changes, and more than any start makes."""
 ENDED = 7
 """The exit code of a process that nobody killed."""
 
@@ -54,21 +56,24 @@ def graph() -> Graph:
 
 
 def run_trial(task: Task) -> str:
-    """Of each start in turn, a kill at the next change. (So a run's number says both.)"""
+    """Of each start in turn, a kill at every so many-th change, of which the seed says which; at every one, if enough
+    runs are asked for. (A run's number says the start and the change.)"""
     task.plant_it()
+    starts = len(STARTS)
+    stride = max(1, MOST * starts // task.runs)
     killed, ended = 0, set[Start]()
-    for number in task.numbers():
-        start, at = STARTS[number % len(STARTS)], number // len(STARTS)
+    changes = range(task.seed % stride, MOST, stride)
+    numbers = [at * starts + start for at in changes for start in range(starts)] if task.only is None else [task.only]
+    for done, number in enumerate(numbers):
+        start = STARTS[number % starts]
         if start in ended:
-            if len(ended) == len(STARTS):
-                break
             continue
-        if kill_one(task.folder / "run", start, at):
+        task.begin(number, done)
+        if kill_one(task.folder / "run", start, number // starts):
             killed += 1
         else:
             ended.add(start)
-    which = "each change" if len(ended) == len(STARTS) else "one of the first changes"
-    return f"{killed:,} processes killed at {which} of a new or old store: it opens, its trace is whole or not there"
+    return f"{killed:,} processes killed: each new or old store opens, each first trace is whole or not there"
 
 
 def kill_one(folder: Path, start: Start, at: int) -> bool:

@@ -559,6 +559,20 @@ class StorageFailed(StorageError):
 
 
 @attrs.define(eq=False)
+class ExecutorBroken(TinyLLMError):
+    """Something that an executor cannot do without ended before its time."""
+
+    actor: str
+    reason: str
+
+    def __str__(self) -> str:
+        return (
+            f"the {self.actor} of the executor ended before its time ({self.reason}), and with it all that was "
+            "executed. What was acknowledged is durable; resume the traces with another executor"
+        )
+
+
+@attrs.define(eq=False)
 class CheckpointDamaged(StorageError):
     """A stored row does not have the bytes it was written with, or is missing."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from itertools import pairwise
 from typing import Any
 
@@ -250,6 +251,25 @@ async def test_a_backoff_that_outlived_its_process_is_waited_for_where_it_was() 
         await made.run(again).run()
         assert again.status == "completed"
         assert 900.0 < anyio.current_time() - began <= 1000.0
+
+
+async def test_a_clock_that_is_set_back_by_hours_does_not_prolong_a_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
+    graph = shape(
+        "a -> b", functions={"a": flaky(1)}, a={"retry": Retry(max_attempts=2, initial=10.0, max=20.0, jitter=0.0)}
+    )
+    real = time.time
+    async with rig(graph) as made:
+        async with anyio.create_task_group() as tasks:
+            run = made.run(made.admit())
+            tasks.start_soon(run.run)
+            await anyio.sleep(1.0)
+            run.stop()
+        monkeypatch.setattr(time, "time", lambda: real() - 36_000.0)
+        again = made.taken_over()
+        began = anyio.current_time()
+        await made.run(again).run()
+        assert again.status == "completed"
+        assert anyio.current_time() - began == 20.0
 
 
 @pytest.mark.parametrize(("durability", "writes"), [("async", 3), ("sync", 3), ("exit", 1)])

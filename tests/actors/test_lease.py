@@ -6,10 +6,12 @@ import logging
 import threading
 from typing import Any
 
+import anyio
 import pytest
 
 from tests.actors.stores import Noting
-from tinyllm.actors import lease
+from tinyllm import Executor, GraphBuilder
+from tinyllm.actors import lease, run
 from tinyllm.actors.lease import MARGIN, TTL, LeaseKeeper
 from tinyllm.errors import StorageError
 from tinyllm.storage.contract import Owner
@@ -66,7 +68,6 @@ async def test_a_renewal_makes_it_long_enough_again(clock: Clock, monkeypatch: p
     store = Renewing()
     keeper = LeaseKeeper(store, this_process())
     async with keeper.held():
-        store.again.clear()
         clock.now += TTL
         assert store.again.wait(10)
         store.again.clear()
@@ -115,3 +116,27 @@ async def test_a_lease_that_cannot_be_removed_is_logged(caplog: pytest.LogCaptur
         async with LeaseKeeper(Keeping(), this_process()).held():
             pass
     assert "could not be removed: no" in caplog.text
+
+
+async def test_an_owner_that_slept_longer_than_its_lease_goes_on_once_it_is_renewed(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The machine was suspended: this clock went on, and the loop's did not. Nobody has taken the trace over."""
+    monkeypatch.setattr(run, "LEASE_POLL_SECONDS", 0.01)
+    monkeypatch.setattr(lease, "RENEW_EVERY", 0.05)
+    store, renewals = Renewing(), list[int]()
+
+    async def sleeps(value: Any) -> Any:
+        store.again.clear()
+        renewals.append(store.renewals)
+        clock.now += 2 * TTL
+        return value
+
+    async def second(value: Any) -> Any:
+        renewals.append(store.renewals)
+        return value
+
+    async with Executor(GraphBuilder("g").chain(sleeps, second).build(), checkpoint_storage=store) as executor:
+        with anyio.fail_after(10):
+            assert (await executor.execute("task", trace_id="t")).value == "task"
+    assert renewals[1] > renewals[0], "nothing starts with a lease that has ended"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import logging
 import threading
@@ -17,6 +18,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from tests.actors import functions
 from tests.actors.graphs import block_loop, shape
+from tinyllm import Executor, GraphBuilder
 from tinyllm.actors.node_executor import NodeExecutor
 from tinyllm.actors.protocol import (
     Cancelled,
@@ -619,3 +621,19 @@ async def test_an_annotation_that_nothing_fits_into_is_refused_when_the_executor
     send, receive = anyio.create_memory_object_stream[NodeMessage](1)
     with send, receive, pytest.raises(TypeError):
         NodeExecutor(graph, receive, deps=None, debug_mutation=False)
+
+
+async def test_a_node_that_cancels_its_own_task_as_it_returns_takes_no_other_with_it(anyio_backend_name: str) -> None:
+    if anyio_backend_name == "trio":
+        pytest.skip("trio has no cancellation but scopes")
+
+    async def work(value: Any) -> Any:
+        await anyio.lowlevel.checkpoint()
+        task = asyncio.current_task()
+        assert task is not None
+        task.cancel()
+        return value
+
+    async with Executor(GraphBuilder("g").node(work).build()) as executor:
+        for number in range(3):
+            assert (await executor.execute(number)).value == number

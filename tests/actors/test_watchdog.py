@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import anyio
 import pytest
 
-from tinyllm.actors import watchdog
+from tests.actors.stores import finished
+from tests.actors.test_lease import Renewing
+from tinyllm import Executor, ExecutorConfig, GraphBuilder
+from tinyllm.actors import lease, watchdog
+from tinyllm.actors.events import Committed, Event
 from tinyllm.actors.watchdog import Watchdog
 
 pytestmark = pytest.mark.anyio
@@ -62,3 +67,23 @@ async def test_a_loop_that_turns_is_not_reported_and_the_thread_ends(heard: Hear
     await anyio.to_thread.run_sync(thread.join, 10)
     assert not thread.is_alive()
     assert heard.texts == []
+
+
+async def test_a_blocked_loop_keeps_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is renewed from a thread, and that is what the node waits for."""
+    monkeypatch.setattr(lease, "RENEW_EVERY", 0.01)
+    store, renewed, told = Renewing(), list[bool](), list[Event]()
+
+    async def first(value: Any) -> Any:
+        return value
+
+    async def blocks(value: Any) -> Any:
+        renewed.append(store.again.wait(10))
+        return value
+
+    graph = GraphBuilder("g").chain(first, blocks).build()
+    async with Executor(graph, ExecutorConfig(debug_mutation=True), store, on_event=told.append) as executor:
+        response = await executor.execute("task", trace_id="t")
+    assert (renewed, response.value) == ([True], "task")
+    assert max(event.step for event in told if isinstance(event, Committed)) == 2
+    assert await finished(store, "t") == ["first", "blocks"]

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
-import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +12,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from tests.torture.steps import after_each_step
 from tinyllm import (
     Executor,
     ExecutorConfig,
@@ -50,62 +48,6 @@ def graph() -> Graph:
     return GraphBuilder("g").edge(split, work, for_each=True).edge(work, collect).node(collect, join="all").build()
 
 
-# -- counting steps --------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def after_each_step(call: Callable[[], None]) -> Iterator[None]:
-    """Have `call` called whenever a task, of those begun from now on, has run and given the loop back.
-
-    Finer than turns of the loop, and the same number each time: waiting for a thread is no step.
-    """
-    if "trio" in sys.modules and sys.modules["trio"].lowlevel.in_trio_task():
-        import trio
-
-        class Steps(trio.abc.Instrument):
-            def after_task_step(self, task: Any) -> None:
-                call()
-
-        steps = Steps()
-        trio.lowlevel.add_instrument(steps)
-        try:
-            yield
-        finally:
-            trio.lowlevel.remove_instrument(steps)
-        return
-    loop = asyncio.get_running_loop()
-
-    def counted(loop: asyncio.AbstractEventLoop, coroutine: Any, **keys: Any) -> asyncio.Task[Any]:
-        return asyncio.Task(_stepping(coroutine, call), loop=loop, **keys)
-
-    loop.set_task_factory(counted)
-    try:
-        yield
-    finally:
-        loop.set_task_factory(None)
-
-
-async def _stepping(coroutine: Coroutine[Any, Any, Any], call: Callable[[], None]) -> Any:
-    return await _driven(coroutine, call)
-
-
-@types.coroutine
-def _driven(coroutine: Coroutine[Any, Any, Any], call: Callable[[], None]) -> Generator[Any, Any, Any]:
-    sent, thrown = None, None
-    while True:
-        try:
-            waited_for = coroutine.send(sent) if thrown is None else coroutine.throw(thrown)
-        except StopIteration as done:
-            return done.value
-        finally:
-            call()
-        sent, thrown = None, None
-        try:
-            sent = yield waited_for
-        except BaseException as error:
-            thrown = error
-
-
 # -- cancelling ------------------------------------------------------------------------------------------------
 
 Cancelled = Callable[[Callable[[], Awaitable[None]], int], Awaitable[bool]]
@@ -116,7 +58,7 @@ async def by_scope(call: Callable[[], Awaitable[None]], step: int) -> bool:
     taken = 0
     scope = anyio.CancelScope()
 
-    def count() -> None:
+    def count(_: bool) -> None:
         nonlocal taken
         taken += 1
         if taken == step:
@@ -136,7 +78,7 @@ async def natively(call: Callable[[], Awaitable[None]], step: int) -> bool:
     """The same, by asyncio's own cancellation, which comes through any shield."""
     taken = 0
 
-    def count() -> None:
+    def count(_: bool) -> None:
         nonlocal taken
         taken += 1
         if taken == step:

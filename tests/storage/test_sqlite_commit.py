@@ -10,6 +10,7 @@ import threading
 from collections.abc import AsyncIterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import anyio
 import attrs
@@ -523,3 +524,52 @@ async def test_commits_renew_the_lease_but_not_each(
     assert await beat() == 2
     await storage.commit([writer.append()])
     assert await beat() == 2
+
+
+# -- what is thrown into the writer's thread -------------------------------------------------------------------
+
+PLACES = ["BEGIN IMMEDIATE", "UPDATE traces", "UPDATE transactions", "COMMIT"]
+
+
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", [SystemExit, MemoryError])
+@pytest.mark.parametrize("after", [False, True])
+async def test_a_thread_that_is_thrown_out_of_a_transaction(
+    storage: SQLiteCheckpointStorage, writer: Writer, place: str, kind: type[BaseException], after: bool
+) -> None:
+    """Before or after any statement: the outcome is known, nothing is left open, and the next commit works."""
+
+    class Throwing:
+        def __init__(self, connection: sqlite3.Connection) -> None:
+            self._connection = connection
+            self._thrown = False
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(self._connection, name)
+
+        def execute(self, statement: str, *args: Any) -> Any:
+            now = statement.lstrip().startswith(place) and not self._thrown
+            self._thrown = self._thrown or now
+            if now and not after:
+                raise kind
+            done = self._connection.execute(statement, *args)
+            if now:
+                raise kind
+            return done
+
+    storage._connection = Throwing(storage._connection)  # type: ignore[assignment,arg-type]
+    write = writer.append(body=b"1")
+    told: list[object] = []
+    with anyio.fail_after(20):
+        try:
+            told = list(await storage.commit([write]))
+        except (StorageError, MemoryError) as error:
+            told = [error]
+        snapshot = await storage.load("t")
+        if told == [Appended(1)]:
+            assert (place, snapshot.rev) == ("COMMIT", 1)
+        else:
+            assert snapshot.rev == 0
+            assert await storage.commit([write]) == [Appended(1)]
+    assert (await storage.load("t")).rev == 1

@@ -444,3 +444,56 @@ async def test_a_forked_child_is_refused_and_may_open_its_own(tmp_path: Path, an
     command = [sys.executable, "-c", _FORKS, str(tmp_path), anyio_backend]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.stdout, done.stderr, done.returncode) == ("5\n", "", 0)
+
+
+_CHILD_ENDS = """
+import gc, os, subprocess, sys, threading, warnings
+import anyio
+from tests.storage.deltas import Writer
+from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database
+warnings.simplefilter("ignore", DeprecationWarning)  # that forking with threads is dangerous is the point
+path = sys.argv[1]
+if sys.argv[2] == "truncate":
+    database.has_wal_reset_bug, database._warned = lambda *_: True, True
+LOOK = "import sqlite3, sys; print(*sqlite3.connect(sys.argv[1]).execute('SELECT max(rev) FROM traces').fetchone())"
+writer, storage = Writer("t"), SQLiteCheckpointStorage(path)
+async def begin():
+    await storage.initialize()
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+async def own():
+    mine = SQLiteCheckpointStorage(path)
+    await mine.initialize()
+    await mine.close()
+async def go_on():
+    for _ in range(2):
+        await storage.commit([writer.append(body=b"1")])
+        subprocess.run([sys.executable, "-c", LOOK, path + "/tinyllm.db"])
+    await storage.close()
+locked, over = threading.Event(), threading.Event()
+def hold():
+    with database._opening:  # as a thread that opens another store just now
+        locked.set()
+        over.wait()
+anyio.run(begin)
+holder = threading.Thread(target=hold)
+holder.start()
+locked.wait()
+if not os.fork():
+    anyio.run(own)
+    del storage
+    gc.collect()
+    sys.exit(3)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 3
+over.set()
+anyio.run(go_on)
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+@pytest.mark.parametrize("anyio_backend", ["asyncio"])
+@pytest.mark.parametrize("journal", ["wal", "truncate"])
+async def test_the_end_of_a_forked_child_does_its_parent_no_harm(tmp_path: Path, journal: str) -> None:
+    """What it closes takes neither the WAL nor a lock from the parent, and it waits for no thread of the parent."""
+    command = [sys.executable, "-c", _CHILD_ENDS, str(tmp_path), journal]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.stdout, done.stderr, done.returncode) == ("1\n2\n", "", 0)

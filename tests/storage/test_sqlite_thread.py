@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import threading
 from collections.abc import Callable
 
@@ -9,7 +10,7 @@ import pytest
 import trio
 from anyio.lowlevel import checkpoint
 
-from tinyllm.errors import StorageNotOpen
+from tinyllm.errors import StorageError, StorageNotOpen
 from tinyllm.storage import thread as thread_module
 from tinyllm.storage.thread import DedicatedThread
 
@@ -57,8 +58,9 @@ async def test_what_it_returns_and_raises_comes_back(thread: DedicatedThread) ->
     assert await thread.call(divmod, 7, 2) == (3, 1)
     with pytest.raises(ZeroDivisionError):
         await thread.call(divmod, 7, 0)
-    with pytest.raises(SystemExit):
+    with pytest.raises(StorageError, match="interrupted by SystemExit") as caught:
         await thread.call(exit, 3)
+    assert isinstance(caught.value.__cause__, SystemExit)
     assert await thread.call(int, "5") == 5
     thread.stop()
 
@@ -236,3 +238,67 @@ def test_a_thread_that_was_forgotten_says_so() -> None:
     del thread
     with pytest.warns(ResourceWarning, match="a thread was not closed"):
         forgotten.clear()  # its last reference: no cycle keeps it
+
+
+# -- what is thrown into the thread ----------------------------------------------------------------------------
+
+
+class Thrown(BaseException):
+    """As an asynchronous exception: nothing of ours expects it."""
+
+
+def throw_into(thread: DedicatedThread) -> None:
+    assert thread._thread is not None
+    ident = ctypes.c_ulong(thread._thread.ident or 0)
+    assert ctypes.pythonapi.PyThreadState_SetAsyncExc(ident, ctypes.py_object(Thrown)) == 1
+
+
+async def test_what_is_thrown_into_an_idle_thread_takes_no_call_with_it(thread: DedicatedThread) -> None:
+    with anyio.fail_after(10):
+        for _ in range(20):
+            assert await thread.call(int, "1") == 1
+            throw_into(thread)
+            assert await thread.call(int, "2") == 2
+    thread.stop()
+
+
+async def test_what_is_thrown_into_a_call_is_told_to_its_caller_alone(thread: DedicatedThread) -> None:
+    def spin() -> None:
+        throw_into(thread)
+        for _ in range(1000):
+            pass
+
+    with anyio.fail_after(10):
+        with pytest.raises(StorageError, match="a thread: its thread was interrupted by Thrown"):
+            await thread.call(spin)
+        assert await thread.call(int, "1") == 1
+        with pytest.raises(StorageError, match="interrupted by Thrown"):
+            thread.call_now(spin)
+    thread.stop()
+
+
+async def test_whenever_it_is_thrown_everybody_hears_and_the_thread_goes_on(thread: DedicatedThread) -> None:
+    """At whatever instant: from another thread, as fast as it can."""
+    over = threading.Event()
+
+    def throw() -> None:
+        while not over.is_set():
+            throw_into(thread)
+            over.wait(0.0005)
+
+    thrower = threading.Thread(target=throw)
+    told: list[bool] = []
+    thrower.start()
+    try:
+        with anyio.fail_after(20):
+            for _ in range(300):
+                try:
+                    told.append(await thread.call(sum, range(1000)) == 499500)
+                except StorageError:
+                    told.append(False)
+    finally:
+        over.set()
+        thrower.join()
+    assert len(told) == 300
+    assert any(told)
+    thread.stop()

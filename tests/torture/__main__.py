@@ -20,15 +20,29 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
-from tests.torture import faults, flips, hostile, kills, model, outage, power, races, simulation, unsynced, zombies
+from tests.torture import (
+    beginnings,
+    cancels,
+    faults,
+    flips,
+    hostile,
+    kills,
+    model,
+    outage,
+    power,
+    races,
+    simulation,
+    unsynced,
+    zombies,
+)
 from tests.torture.trial import MEMORY, Task, Trial, Violation
 
 # What takes longest comes first: at the end nothing long is left alone.
-TRIALS = {
-    trial.name: trial
-    for module in (model, kills, power, faults, outage, unsynced, flips, simulation, hostile, races, zombies)
-    for trial in module.TRIALS
-}
+MODULES = (
+    *(model, kills, power, faults, outage, unsynced, flips),
+    *(simulation, cancels, beginnings, hostile, races, zombies),
+)
+TRIALS = {trial.name: trial for module in MODULES for trial in module.TRIALS}
 
 
 def carry_out(trial: Trial, task: Task) -> bool:

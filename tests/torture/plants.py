@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ from tinyllm.storage.memory_trace import Trace
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, database, prune, sense, write
 from tinyllm.storage.sqlite import seals as sqlite_seals
 from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.thread import DedicatedThread, _Job, _settled, loop_caller
 
 BUSY = 0.02
 """Seconds by which a commit takes longer, so that a kill hits it more often."""
@@ -235,3 +237,23 @@ def fire_when_anything_has_arrived() -> None:
 def believe_every_row() -> None:
     """What a store says is taken for what a tinyllm wrote there."""
     sense.check.__code__ = (lambda found: None).__code__  # wherever it was imported
+
+
+def abandoned_cancel() -> None:
+    """Whoever waits for a thread is cancelled at once, and what it does is done alone, as `anyio.to_thread` has it with
+    `abandon_on_cancel`."""
+
+    async def call(self: DedicatedThread, function: Callable[..., Any], *args: Any) -> Any:
+        done, soon = anyio.Event(), loop_caller()
+
+        class Caller:
+            def wake(self) -> None:
+                with suppress(RuntimeError):  # the loop has ended
+                    soon(done.set)
+
+        job = _Job(function, args, Caller())
+        self._put(job)
+        await done.wait()
+        return _settled(job)
+
+    DedicatedThread.call = call  # type: ignore[method-assign,assignment]

@@ -44,6 +44,8 @@ def test_nothing_recorded_is_lost_or_runs_again_whenever_it_is_killed(tmp_path: 
         ("hostile", 3),
         ("outage", 2),
         ("fsync-truncate", 10),
+        ("cancel", 20),
+        ("beginning", 24),
     ],
 )
 def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> None:
@@ -73,6 +75,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
         ("simulate", 2000, "start_before_commit", "not committed"),
         ("hostile", 60, "believe_every_row", "Traceback"),
         ("outage", 20, "acknowledge_what_is_held", "durable"),
+        ("cancel", 600, "abandoned_cancel", "left the outcome of a commit unknown"),
     ],
 )
 def test_a_planted_bug_is_found(tmp_path: Path, trial: str, runs: int, plant: str, violation: str) -> None:

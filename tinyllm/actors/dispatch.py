@@ -28,6 +28,8 @@ class Bounds:
         self.effects = frozenset(node.id for node in graph.nodes.values() if graph.has_effects(node))
         self.at_once = {node.id: concurrency(graph, node) for node in graph.nodes.values()}
         """Activations of each node that one trace runs at once."""
+        self.longest_wait = {node.id: node.retry.max for node in graph.nodes.values() if node.retry is not None}
+        """Seconds before another attempt, at most."""
         self.all_at_once = graph.limits.max_concurrency
         self.most = sum(self.at_once.values())
         """Activations that can run at once at all."""
@@ -115,10 +117,14 @@ class Dispatch:
             del self._unacknowledged[0]
 
     def add(self, planned: Iterable[Activation], *, utc: float, now: float) -> None:
-        """`utc` is the time as what is due later has it recorded, `now` the same moment on the event loop's clock."""
+        """`utc` is the time as what is due later has it recorded, `now` the same moment on the event loop's clock.
+
+        Where the wall clock was set back since that was recorded, nothing waits longer than it ever would.
+        """
         for activation in planned:
             if activation.due is not None and activation.due > utc:
-                heappush(self._later, (now + activation.due - utc, activation.seq, activation))
+                wait = min(activation.due - utc, self._bounds.longest_wait.get(activation.node, 0.0))
+                heappush(self._later, (now + wait, activation.seq, activation))
             else:
                 self._ready.setdefault(activation.node, deque()).append(activation)
 

@@ -9,6 +9,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from tinyllm.actors.protocol import Hurry, ScheduleMessage
+from tinyllm.errors import StorageError
 
 T = TypeVar("T")
 
@@ -35,14 +36,20 @@ class Journal:
         self._bell = bell
 
     async def post(self, message: ScheduleMessage, *, hurry: bool = False) -> None:
-        """Send; `hurry`: it is to be taken at once."""
+        """Send; `hurry`: it is to be taken at once.
+
+        :raises StorageError: the scheduler has ended; nothing more is written.
+        """
         try:
-            self._mailbox.send_nowait(message)
-            if hurry:
+            try:
+                self._mailbox.send_nowait(message)
+                if hurry:
+                    self._ring()
+            except anyio.WouldBlock:
                 self._ring()
-        except anyio.WouldBlock:
-            self._ring()
-            await post(self._mailbox, message)
+                await post(self._mailbox, message)
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise StorageError(f"trace {message.trace_id!r}: the scheduler has ended; use another executor") from None
 
     def _ring(self) -> None:
         with suppress(anyio.WouldBlock, anyio.BrokenResourceError):  # it rings already, or nobody is there to hear it

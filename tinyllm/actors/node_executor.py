@@ -124,6 +124,11 @@ class NodeExecutor:
                         break
                     await self._handle(message, worker)
                 del message  # what a node was called with would live until the next one
+            if cancelled():  # by its node, perhaps just now: it must not end so, for its siblings would with it
+                try:
+                    await anyio.lowlevel.checkpoint()
+                except anyio.get_cancelled_exc_class():
+                    await anyio.lowlevel.checkpoint_if_cancelled()  # as above
 
     async def _handle(self, message: NodeMessage, worker: _Worker) -> None:
         match message:

@@ -12,15 +12,16 @@ from tinyllm.storage.contract import Command, Delta, Outcome, Write
 
 
 class Answer:
-    """The reply to a request: settled once, with a value or an exception."""
+    """The reply to a request: settled once, with a value or an exception; what comes later makes no difference."""
 
     def __init__(self) -> None:
         self._settled = anyio.Event()
         self._outcome: Outcome | None = None
 
     def settle(self, outcome: Outcome) -> None:
-        self._outcome = outcome
-        self._settled.set()
+        if not self._settled.is_set():
+            self._outcome = outcome
+            self._settled.set()
 
     async def wait(self) -> Outcome:
         """The outcome.

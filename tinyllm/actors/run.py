@@ -497,11 +497,12 @@ class Run:
         """Hear what became of all that was handed over, and own the trace no longer."""
         plan = self._plan
         if (plan.status in UNOWNED and self._dispatch.settled) or self._refusal is not None:
-            await journal.post(Close(plan.trace_id))
+            with suppress(StorageError):  # then there is nobody whom it concerns
+                await journal.post(Close(plan.trace_id))
             return
         answer = Answer()
-        await journal.post(Close(plan.trace_id, Release(plan.key, plan.epoch), answer), hurry=True)
         try:
+            await journal.post(Close(plan.trace_id, Release(plan.key, plan.epoch), answer), hurry=True)
             await answer.wait()
         except Exception as error:
             logger.warning("trace %s could not be let go: %s", plan.trace_id, error)

@@ -9,7 +9,7 @@ import anyio
 from anyio.abc import TaskStatus
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from tinyllm.actors.mailbox import drain, post, take
+from tinyllm.actors.mailbox import drain, post, reply, take
 from tinyllm.actors.protocol import (
     Ask,
     Close,
@@ -18,11 +18,13 @@ from tinyllm.actors.protocol import (
     Open,
     PruneDue,
     Put,
+    Refused,
     ScheduleMessage,
     Stepped,
     WriteMessage,
 )
 from tinyllm.actors.schedule import Effect, Policy, PruneNow, TraceSchedule, WriteNow
+from tinyllm.errors import StorageError
 
 LINGER_SECONDS = 0.004
 """How long deltas that nobody waits for gather before they are taken: to wake two actors and to commit for each would
@@ -58,23 +60,42 @@ class CheckpointScheduler:
         self._traces: dict[str, tuple[Open, TraceSchedule]] = {}
         self._handed: list[Put | Ask | PruneDue] = []
         """What this turn has for the writer."""
+        self._taken: list[ScheduleMessage] = []
+        """What it had from the runs, until it is handled."""
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         with self._shield, self._inbox, self._bell, self._writer:
             task_status.started()
-            while True:
-                try:
-                    messages = await take(self._inbox, self._next_due())
-                except anyio.EndOfStream:
-                    break
-                await self._linger(messages)
-                now = anyio.current_time()
-                for message in messages:
-                    self._handle(message, now)
-                self._write_due(now)
-                if self._handed:
-                    handed, self._handed = Handed(tuple(self._handed)), []
-                    await post(self._writer, handed)
+            try:
+                await self._serve()
+            finally:
+                self._refuse_rest()
+
+    async def _serve(self) -> None:
+        while True:
+            try:
+                self._taken = await take(self._inbox, self._next_due())
+            except anyio.EndOfStream:
+                break
+            await self._linger(self._taken)
+            now = anyio.current_time()
+            for message in self._taken:
+                self._handle(message, now)
+            self._taken = []
+            self._write_due(now)
+            if self._handed:
+                await post(self._writer, Handed(tuple(self._handed)))
+                self._handed = []
+
+    def _refuse_rest(self) -> None:
+        """Leave nobody waiting, should this end before its time."""
+        drain(self._inbox, self._taken)
+        error = StorageError("the scheduler ended before this was written")
+        for message in (*self._taken, *self._handed):
+            if isinstance(message, Close | Ask) and message.answer is not None:
+                message.answer.settle(error)
+        for opened, _ in self._traces.values():
+            reply(opened.reply, Refused(error))
 
     async def _linger(self, messages: list[ScheduleMessage]) -> None:
         """Let more come, if nobody waits for what is there; the bell may have rung for that."""

@@ -76,7 +76,7 @@ class StorageWriter:
         self._durable: dict[str, tuple[RunAddress, Durable]] = {}
         """What each run was not told yet: its last durable delta. (Not the delta itself, which is large.)"""
         self._batch: list[Put | Ask] = []
-        """What is being written."""
+        """What is being written, or has not wholly been told so."""
         self._failed_at: float | None = None
         """When the store failed, if it has not taken a write since; on the event loop's clock."""
         self._outage: Exception | None = None
@@ -105,10 +105,16 @@ class StorageWriter:
         with suppress(anyio.WouldBlock, anyio.EndOfStream):
             while True:
                 self._take(self._inbox.receive_nowait())
-        error = self._outage or StorageError(f"{self._storage.name}: the writer ended before this was written")
+        for trace_id in list(self._durable):
+            self._tell_durable(trace_id)
+        ended = f"{self._storage.name}: the writer ended before it was known whether this was written; resume the trace"
+        error = self._outage or StorageError(ended)
         while self._batch or self._queue:
-            for trace_id in self._tell_all([error] * len(self._batch)):
-                self._tell_durable(trace_id)
+            for item in self._batch:
+                if isinstance(item, Ask):
+                    item.answer.settle(error)
+                else:
+                    reply(item.reply, Refused(error))
             self._batch = self._queue.take()
 
     async def _fill(self, open_: bool) -> bool:
@@ -163,11 +169,11 @@ class StorageWriter:
             if pruned is not None:
                 self._pruned(pruned, outcomes.pop())
         asked = self._tell_all(outcomes)
-        self._batch = []
         for told, trace_id in enumerate(asked, 1):
             self._tell_durable(trace_id)
             if not told % TOLD_AT_ONCE:
                 await anyio.lowlevel.cancel_shielded_checkpoint()
+        self._batch = []
 
     # -- a store that takes no writes --------------------------------------------------------------------------
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -30,12 +30,13 @@ from tinyllm.actors.protocol import (
     WriteMessage,
 )
 from tinyllm.actors.run import Run
+from tinyllm.actors.running import Running
 from tinyllm.actors.scheduler import CheckpointScheduler
 from tinyllm.actors.turnstile import Turnstile
 from tinyllm.actors.watchdog import Watchdog
 from tinyllm.actors.writer import StorageWriter
 from tinyllm.core.config import ExecutorConfig
-from tinyllm.errors import StorageError, TinyLLMError
+from tinyllm.errors import ExecutorBroken, StorageError, TinyLLMError
 from tinyllm.graph.definition import Graph
 from tinyllm.storage.contract import CheckpointStorage, Delta, Done, HighWater, Owner, Release, Write
 from tinyllm.storage.owners import this_process
@@ -86,6 +87,9 @@ class Engine:
         self._reader: MemoryObjectSendStream[ReadMessage] | None = None
         self._keeper: LeaseKeeper | None = None
         self._observer_failed = False
+        self._closing = False
+        """The actors are told to end."""
+        self._broken: ExecutorBroken | None = None
         self.admissions = anyio.Semaphore(ADMISSIONS, fast_acquire=True)
         self.entrance = Turnstile(turns=4)  # what runs gets further in these than a trace costs that is begun
         self.start = Turnstile()
@@ -129,7 +133,7 @@ class Engine:
                 async with anyio.create_task_group() as actors:
                     self._actors = actors
                     try:
-                        self._start(actors, shields)
+                        self._start(shields)
                         await anyio.lowlevel.checkpoint()  # each has had its first turn before anybody waits for one
                         yield
                     except BaseException as raised:
@@ -142,10 +146,12 @@ class Engine:
             if error is None:
                 raise
             error.add_note(f"besides, closing what it ran in failed: {ending!r}")
+        if self._broken is not None:  # what it led to in the block says less
+            raise self._broken from self._broken.__cause__ or error
         if error is not None:
             raise error
 
-    def _start(self, actors: anyio.abc.TaskGroup, shields: list[anyio.CancelScope]) -> None:
+    def _start(self, shields: list[anyio.CancelScope]) -> None:
         """Without a wait: a cancellation, even asyncio's own, which no shield stops, finds none or all of them."""
         if self.storage is not None:
             shields.extend(anyio.CancelScope(shield=True) for _ in range(2))
@@ -158,9 +164,9 @@ class Engine:
             scheduler = CheckpointScheduler(self.config.policy, to_schedule, bell, self._writer.clone(), shields[1])
             self._reader, to_read = anyio.create_memory_object_stream[ReadMessage](MAILBOX)
             reader = CommandReader(self.storage, self.owner_id or "", to_read)
-            actors.start_soon(reader.run, name="command reader")
-            actors.start_soon(writer.run, name="storage writer")
-            actors.start_soon(scheduler.run, name="checkpoint scheduler")
+            self._begin("command reader", reader.run)
+            self._begin("storage writer", writer.run)
+            self._begin("checkpoint scheduler", scheduler.run)
         self._nodes, to_run = anyio.create_memory_object_stream[NodeMessage](MAILBOX)
         try:
             executor = NodeExecutor(
@@ -173,7 +179,27 @@ class Engine:
         except BaseException:  # a function that no worker process can load
             to_run.close()
             raise
-        actors.start_soon(executor.run, name="node executor")
+        self._begin("node executor", executor.run)
+
+    def _begin(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        self._actors.start_soon(self._keep, name, act, name=name)
+
+    async def _keep(self, name: str, act: Callable[[], Awaitable[None]]) -> None:
+        """Run an actor. If it ends before its time, so does everything here: whoever waits for it must not wait on."""
+        try:
+            await act()
+        except Exception as error:
+            broken = ExecutorBroken(name, repr(error))
+            broken.__cause__ = error
+        except anyio.get_cancelled_exc_class():
+            await anyio.lowlevel.checkpoint_if_cancelled()  # raises if it was everything here that was cancelled
+            broken = ExecutorBroken(name, "its task was cancelled")
+        else:
+            if self._closing:
+                return
+            broken = ExecutorBroken(name, "one of its tasks was cancelled")
+        self._broken = self._broken or broken
+        self._actors.cancel_scope.cancel()
 
     async def _shut_down(self, shields: list[anyio.CancelScope]) -> None:
         """Clients and runs have gone first, or are told to; then each stream is closed behind its last sender."""
@@ -187,6 +213,7 @@ class Engine:
                     with anyio.move_on_after(SHUTDOWN_SECONDS, shield=True):
                         await self._idle.wait()
             finally:
+                self._closing = True
                 for scope in shields:
                     scope.deadline = anyio.current_time() + SHUTDOWN_SECONDS
                 for mailbox in (self._nodes, self._reader, self._journal, self._writer):
@@ -256,7 +283,10 @@ class Engine:
         """
         assert self._writer is not None
         answer = Answer()
-        await post(self._writer, Ask(trace_id, write, answer))
+        try:
+            await post(self._writer, Ask(trace_id, write, answer))
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            raise StorageError(f"trace {trace_id!r}: the writer has ended; use another executor") from None
         outcome = await outlast(answer.wait)  # bounded: by the commit, whose outcome must be known
         assert isinstance(outcome, kind)
         return outcome
@@ -373,45 +403,6 @@ class Client:
             return await running.outcome()
         finally:
             self._running = None
-
-
-class Running:
-    """A run that has been started.
-
-    It runs beside whoever waits for it: asyncio's own cancellation, which reaches into any wait, would take from it a
-    message that had been delivered already.
-    """
-
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self._scope = anyio.CancelScope()
-        self._ended = anyio.Event()
-        self._error: Exception | None = None
-
-    async def act(self) -> None:
-        try:
-            with self._scope:
-                await self.run.run()
-        except Exception as error:
-            self._error = error
-        finally:
-            self._ended.set()
-
-    async def outcome(self) -> Run:
-        """The run when it has ended. Cancelling this cancels it, and waits until it has left."""
-        try:
-            await self._ended.wait()
-        except BaseException:
-            self._scope.cancel()
-            # Bounded: a run that leaves has deadlines of its own. What comes through the shield is asyncio's own
-            # cancellation once more, which makes no difference: whoever left now would leave a run without a client.
-            while not self._ended.is_set():
-                with anyio.CancelScope(shield=True), suppress(anyio.get_cancelled_exc_class()):
-                    await self._ended.wait()
-            raise
-        if self._error is not None:
-            raise self._error
-        return self.run
 
 
 def _always() -> bool:

@@ -382,7 +382,9 @@ class TraceCall:
             record = await found(self._storage, plan.trace_id)
             return await self._go_on(record, retry=False, accept_graph_change=False)
         await carry_out(self._storage, plan.trace_id)
-        return attrs.evolve(told, status=(await found(self._storage, plan.trace_id)).status)
+        record = await found(self._storage, plan.trace_id)
+        # Else it could not be let go of, because the store failed, and nothing was carried out.
+        return attrs.evolve(told, status=record.status) if record.status in UNOWNED else told
 
     # -- who has it --------------------------------------------------------------------------------------------
 

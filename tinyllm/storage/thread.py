@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 import warnings
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,14 +19,14 @@ from typing import Any, Protocol, TypeVar, TypeVarTuple
 
 import attrs
 
-from tinyllm.errors import StorageNotOpen
+from tinyllm.errors import StorageError, StorageNotOpen
 
 T = TypeVar("T")
 Args = TypeVarTuple("Args")
 
 
 class _Caller(Protocol):
-    """Whoever made a call. `wake` may be called from any thread."""
+    """Whoever made a call. `wake` may be called from any thread, and more than once."""
 
     def wake(self) -> None: ...
 
@@ -41,9 +42,29 @@ class _Job:
     function: Callable[..., Any]
     args: tuple[Any, ...]
     caller: _Caller
+    begun: bool = False
     done: bool = False
     result: Any = None
     error: BaseException | None = None
+
+
+class _Line:
+    """Jobs in their order, each in its place until it is done. (Out of a queue alone, one would be lost when something
+    is thrown into the thread as it takes it.)"""
+
+    def __init__(self) -> None:
+        self.jobs: deque[_Job | None] = deque()
+        self.thrown: BaseException | None = None
+        """What was last thrown into the thread."""
+        self._bell: SimpleQueue[None] = SimpleQueue()
+
+    def put(self, job: _Job | None) -> None:
+        self.jobs.append(job)
+        self._bell.put(None)
+
+    def wait(self) -> None:
+        while not self.jobs:
+            self._bell.get()
 
 
 class DedicatedThread:
@@ -57,7 +78,7 @@ class DedicatedThread:
     def __init__(self, name: str, *, store: str | None = None) -> None:
         self.name = name
         self._store = store or name
-        self._queue: SimpleQueue[_Job | None] = SimpleQueue()
+        self._line = _Line()
         self._thread: threading.Thread | None = None
         self._pid = 0
         self._lock = threading.Lock()
@@ -67,15 +88,18 @@ class DedicatedThread:
         with self._lock:
             if self._thread is None:
                 self._pid = os.getpid()
-                self._queue = SimpleQueue()
+                self._line = _Line()
                 # A daemon, so that a program that forgets to close does not hang at its end. What it interrupts is a
                 # transaction: it is there afterwards, or not.
-                self._thread = threading.Thread(target=_serve, args=(self._queue,), name=self.name, daemon=True)
+                self._thread = threading.Thread(
+                    target=_serve, args=(self._line, self._store), name=self.name, daemon=True
+                )
                 self._thread.start()
 
     async def call(self, function: Callable[[*Args], T], *args: *Args) -> T:
         """Run `function(*args)` in the thread; what it returns or raises.
 
+        :raises StorageError: something that is no `Exception` ended it, as a SystemExit does.
         :raises StorageNotOpen: the thread was not started, was stopped, or belongs to the parent process.
         """
         waiter = _here()
@@ -101,7 +125,7 @@ class DedicatedThread:
         with self._lock:  # so that no call is made behind the end of the queue
             if self._thread is None:
                 raise StorageNotOpen(self._store, "it is not open; call initialize() first")
-            self._queue.put(job)
+            self._line.put(job)
 
     def stop(self) -> None:
         """End the thread after all calls made before; blocks until then. A second call does nothing."""
@@ -109,23 +133,47 @@ class DedicatedThread:
             thread, self._thread = self._thread, None
             if thread is None or self._pid != os.getpid():
                 return
-            self._queue.put(None)
+            self._line.put(None)
         thread.join()
 
     def __del__(self) -> None:
         if self._thread is not None and self._pid == os.getpid():
             warnings.warn(f"{self.name} was not closed", ResourceWarning, source=self, stacklevel=1)
-            self._queue.put(None)
+            self._line.put(None)
 
 
-def _serve(queue: SimpleQueue[_Job | None]) -> None:
-    while (job := queue.get()) is not None:
+def _serve(line: _Line, store: str) -> None:
+    """Do the jobs, until there is a None. Another thread may throw something into this one, at any instant: it must not
+    end by that, for then nobody who waits would ever hear of it."""
+    while True:
         try:
-            job.result = job.function(*job.args)
+            _work(line, store)
+            return
         except BaseException as error:
-            job.error = error
-        job.done = True
+            line.thrown = error
+
+
+def _work(line: _Line, store: str) -> None:
+    while True:
+        line.wait()
+        if (job := line.jobs[0]) is None:
+            return
+        if not job.begun:
+            job.begun = True
+            try:
+                job.result = job.function(*job.args)
+            except Exception as error:
+                job.error = error
+            job.done = True
+        elif not job.done:
+            # What would end the thread, and perhaps the caller's event loop, is an error like any other to the caller.
+            job.error = StorageError(
+                f"{store}: its thread was interrupted by {line.thrown!r}; look what was done, or resume"
+            )
+            job.error.__cause__ = line.thrown
+            job.done = True
         job.caller.wake()
+        line.jobs.popleft()
         del job  # the last call's arguments would live until the next one
 
 
@@ -220,12 +268,20 @@ class _OnTrio:
 
         self._token = trio.lowlevel.current_trio_token()
         self._task = trio.lowlevel.current_task()
+        self._is_woken = False
 
     def wake(self) -> None:
         import trio
 
         with suppress(trio.RunFinishedError):  # nobody waits any more
-            self._token.run_sync_soon(trio.lowlevel.reschedule, self._task)
+            self._token.run_sync_soon(self._woken)
+
+    def _woken(self) -> None:
+        import trio
+
+        if not self._is_woken:
+            self._is_woken = True
+            trio.lowlevel.reschedule(self._task)
 
     async def wait(self, job: _Job) -> None:  # noqa: ARG002 - it is woken once, when the job is done
         import trio

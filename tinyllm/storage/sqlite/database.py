@@ -39,6 +39,16 @@ _opening = threading.Lock()
 _warned = False
 
 
+def _renew_lock() -> None:
+    """In a child that was forked off: a thread of the parent, of which there is none here, may hold it for ever."""
+    global _opening
+    _opening = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
 def open_database(directory: Path) -> sqlite3.Connection:
     """A writing connection to the database in `directory`; both are made if missing, and migrated if old.
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from time import monotonic, sleep, time
+from traceback import clear_frames
 from typing import TypeVar
 
 from tinyllm.errors import DatabaseLocked, StorageNotOpen, StoragePathError, StorageUnavailable
@@ -131,18 +132,19 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with self._writing() as connection:
             if self._notes is None:
                 self._notes = CommitNotes(self._directory)
-            connection.execute("BEGIN IMMEDIATE")
-            try:
+            try:  # BEGIN too: what another thread throws into this one comes between any two statements
+                connection.execute("BEGIN IMMEDIATE")
                 writing = Writing(connection, self.name, now)
                 outcomes = writing.carry_out(writes)
                 self._renew_if_due(writing)
                 ((number,),) = connection.execute(_COUNT, (token,)).fetchall()
-            except BaseException:
+            except BaseException as error:
+                _end_statements(error)
                 _roll_back(connection)
                 raise
             try:
                 self._end(connection)
-            except sqlite3.Error:
+            except BaseException:
                 self._in_doubt = token
                 if not self._reopen():
                     raise
@@ -187,8 +189,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         return there
 
     def _settle(self, connection: sqlite3.Connection, token: int) -> bool:
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             (found,) = connection.execute(_TOKEN).fetchone()
             # Not there: its frames may stand in the WAL, complete but unannounced, and a recovery after a crash would
             # take them up, if another transaction did not overwrite them. There: so may the end of a rollback journal
@@ -230,8 +232,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             return int(left) + more
 
     def _purge(self, connection: sqlite3.Connection) -> bool:
-        connection.execute("BEGIN IMMEDIATE")
         try:
+            connection.execute("BEGIN IMMEDIATE")
             more = prune.purge(connection)
             connection.execute("COMMIT")
         except BaseException:
@@ -296,9 +298,12 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with translated(self._path):
             # A read that was queued behind the closing is refused, and opens nothing again.
             connection = self._opened(self._reading)
-            connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
             try:
+                connection.execute("BEGIN")  # one view of all it reads, whatever is pruned meanwhile
                 return question(Loader(connection, self._directory, self))
+            except BaseException as error:
+                _end_statements(error)
+                raise
             finally:
                 _roll_back(connection)
 
@@ -318,8 +323,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         with self._leases() as connection:
             self._owners.discard(owner.id)
             let_go(owner.id)
-            connection.execute("BEGIN IMMEDIATE")
             try:
+                connection.execute("BEGIN IMMEDIATE")
                 owned.retire(connection, owner.id)
                 connection.execute("COMMIT")
             except BaseException:
@@ -423,6 +428,12 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         if connection is None:
             raise StorageNotOpen(self.name, "it is not open; call initialize() first")
         return connection
+
+
+def _end_statements(error: BaseException) -> None:
+    """Those that the frames of `error` were in the middle of, and hold on to as long as somebody holds on to it: one
+    that has not ended keeps the next transaction from its end, or shows it an old state."""
+    clear_frames(error.__traceback__)
 
 
 def _roll_back(connection: sqlite3.Connection) -> None:

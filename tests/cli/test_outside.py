@@ -294,14 +294,18 @@ def test_a_trace_is_taken_from_a_process_that_is_stopped(desk: Desk) -> None:
     (desk.folder / "hold").touch()
     with desk.start("run", desk.graph, "--task", "4", "--id", "demo") as process:
         until(process, "holding")
+        while json.loads(desk.command("show", "demo", "--json").stdout)["step"] < 3:
+            """It may be in the middle of a commit, and stopped there it would hold the lock."""
         process.send_signal(signal.SIGSTOP)
-        (desk.folder / "hold").unlink()
-        refused = desk.command("resume", "demo")
-        assert refused.exit_code == 1
-        assert "tinyllm resume demo --take-over" in refused.stderr
-        taken = desk.command("resume", "demo", "--take-over")
-        assert (taken.exit_code, taken.stdout) == (0, "the sum is 14\n")
-        process.send_signal(signal.SIGCONT)
+        try:
+            (desk.folder / "hold").unlink()
+            refused = desk.command("resume", "demo")
+            assert refused.exit_code == 1
+            assert "tinyllm resume demo --take-over" in refused.stderr
+            taken = desk.command("resume", "demo", "--take-over")
+            assert (taken.exit_code, taken.stdout) == (0, "the sum is 14\n")
+        finally:
+            process.send_signal(signal.SIGCONT)
         _, err = process.communicate()
     assert process.returncode == 1
     assert "was taken over by another process" in err

@@ -435,6 +435,7 @@ _FAST = "/dev/shm" if Path("/dev/shm").is_dir() else None
 """Where a commit waits for no disk."""
 
 
+@pytest.mark.timeout(240)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_backend_equals_model(backend: str) -> None:
     chosen = settings.default

@@ -189,7 +189,15 @@ async def test_a_damaged_trace_goes_on_from_an_older_checkpoint_under_its_own_id
     before = await storage.load("t", 1)
     child, fork = writer.fork(before, "t", "o")
     write = FallBack(
-        trace=writer.key, trace_id="t", epoch=1, rev=1, kept_as="t.damaged", error=b'"why"', owner="o", first=fork.first
+        trace=writer.key,
+        trace_id="t",
+        epoch=1,
+        reached=3,
+        rev=1,
+        kept_as="t.damaged",
+        error=b'"why"',
+        owner="o",
+        first=fork.first,
     )
     (admitted,) = await storage.commit([write])
     assert child.admitted(admitted).key != writer.key
@@ -200,8 +208,10 @@ async def test_a_damaged_trace_goes_on_from_an_older_checkpoint_under_its_own_id
     assert (kept.step, kept.record.status, kept.record.owner, kept.record.error) == (3, "quarantined", None, b'"why"')
     # Whoever wrote it cannot any more; nor can it be given up twice, nor under a name that is taken.
     refused = await storage.commit([writer.append(end=4), write, attrs.evolve(write, kept_as="again")])
-    assert [type(each) for each in refused] == [OwnershipLost, TraceExists, OwnershipLost]
-    assert (await storage.load_intact("t")).rev == now.rev
+    assert [type(each) for each in refused] == [OwnershipLost, OwnershipLost, OwnershipLost]
+    assert (await storage.load_intact("t")).snapshot.rev == now.rev
+    taken = attrs.evolve(write, trace=child.key, reached=2)  # under the name that is taken
+    assert [type(each) for each in await storage.commit([taken])] == [TraceExists]
     assert await storage.commit([child.append(end=min(child.live), plan=["a"])]) == [Appended(3)]
     assert {record.trace_id for record in await storage.traces()} == {"t", "t.damaged"}
 
@@ -211,7 +221,15 @@ async def test_a_trace_that_cannot_fall_back_keeps_its_id(storage: CheckpointSto
     writer.admitted((await storage.commit([writer.admit()]))[0])
     _, fork = writer.fork(await storage.load("t"), "t")
     write = FallBack(
-        trace=writer.key, trace_id="t", epoch=1, rev=7, kept_as="other", error=b"1", owner=None, first=fork.first
+        trace=writer.key,
+        trace_id="t",
+        epoch=1,
+        reached=0,
+        rev=7,
+        kept_as="other",
+        error=b"1",
+        owner=None,
+        first=fork.first,
     )
     assert isinstance((await storage.commit([write]))[0], CheckpointNotFound)
     assert isinstance((await storage.commit([attrs.evolve(write, rev=0, epoch=2)]))[0], OwnershipLost)

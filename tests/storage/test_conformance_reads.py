@@ -96,6 +96,7 @@ async def test_steps_are_paged_and_begin_with_the_parents(storage: CheckpointSto
     for after in range(7):
         for limit in range(1, 7):
             assert await storage.steps("child", after=after, limit=limit) == steps[after:][:limit]
+    assert await storage.steps("child", after=-3) == steps
 
 
 async def test_the_history_is_paged_and_begins_with_the_parents(storage: CheckpointStorage) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import base64
 import random
 import zlib
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,10 +14,11 @@ from tinyllm.errors import ValueNotStorable
 from tinyllm.storage import framing
 from tinyllm.storage.framing import COMPRESS_ABOVE, FrameDamaged, checksum, decode, encode
 from tinyllm.storage.sqlite.seals import (
+    NO_SEAL,
     activation_seal,
     arrival_seal,
+    checkpoint_seal,
     message_seal,
-    seal,
     step_seal,
     variable_seal,
 )
@@ -100,6 +103,11 @@ def test_what_could_not_be_read_again_is_not_written(monkeypatch: pytest.MonkeyP
 
 
 numbers = st.integers(0, 2**63)
+small = st.integers(0, 2**40)
+maybe = st.none() | small
+ids = st.binary(max_size=16)
+names = st.text(max_size=5)
+times = st.floats(0, 1e10)
 texts = st.text(st.characters())  # lone surrogates, too
 
 
@@ -109,9 +117,25 @@ def test_the_quick_checksums_of_rows_are_those_that_every_row_was_written_with(
 ) -> None:
     assert message_seal(row, name, place, count, body) == checksum(body, row, name, place, count)
     assert variable_seal(row, name, "full", count, order, body) == checksum(body, row, name, "full", count, order)
-    id_, path = body[:16], name if count else None
-    assert activation_seal(row, id_, name, place, count, path, row, True) == seal(
-        (row, id_, name, place, count, path, row, 1)
-    )
-    assert arrival_seal(row, count, place, id_, path, row) == seal((row, count, place, id_, path, row))
-    assert step_seal(row, count, name, row / 3, 7, count, path) == seal((row, count, name, row / 3, 7.0, count, path))
+
+
+Kinds = list[st.SearchStrategy[Any]]
+CHECKPOINT: Kinds = [small, small, small, names, st.none() | names, *[small] * 8, times, small, small, times, small]
+SEALS: list[tuple[Callable[..., int], Kinds]] = [
+    (activation_seal, [small, ids, names, maybe, maybe, st.none() | names, small, st.booleans()]),
+    (arrival_seal, [small, small, maybe, ids, st.none() | names, small]),
+    (step_seal, [small, small, names, times, times, small, st.none() | names]),
+    (checkpoint_seal, [*CHECKPOINT, small, maybe]),
+]
+
+
+@given(st.sampled_from(SEALS), st.data())
+def test_a_row_that_says_something_else_has_another_checksum(
+    seal: tuple[Callable[..., int], Kinds], data: st.DataObject
+) -> None:
+    made, kinds = seal
+    row = [data.draw(kind) for kind in kinds]
+    at = data.draw(st.integers(0, len(kinds) - 1))
+    other = data.draw(kinds[at].filter(lambda value: value != row[at]))
+    assert made(*row) != made(*row[:at], other, *row[at + 1 :])
+    assert made("x", *row[1:]) == NO_SEAL

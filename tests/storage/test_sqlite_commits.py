@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.storage.deltas import Writer
-from tinyllm.errors import CommitsMissing
+from tinyllm.errors import CommitsMissing, StoragePathError
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage
 from tinyllm.storage.sqlite.commits import FILE_NAME, CommitNotes, acknowledged
 from tinyllm.storage.sqlite.health import examine
@@ -75,3 +75,21 @@ def test_the_highest_note_counts_and_a_torn_one_does_not(tmp_path: Path) -> None
     assert acknowledged(tmp_path) == 7
     notes._slots[notes._at] ^= 1
     assert acknowledged(tmp_path) == 5
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+async def test_what_is_no_file_of_ours_is_refused(tmp_path: Path, kind: str) -> None:
+    store, victim = tmp_path / "store", tmp_path / "victim"
+    await store_of_a_killed_process(store, 1)
+    victim.write_bytes(b"something else")
+    (store / FILE_NAME).unlink()
+    if kind == "link":
+        (store / FILE_NAME).symlink_to(victim)
+    else:
+        os.mkfifo(store / FILE_NAME)
+    storage = SQLiteCheckpointStorage(store)
+    with pytest.raises(StoragePathError, match=FILE_NAME):
+        await storage.initialize()
+        await storage.commit([Writer("w").admit()])
+    await storage.close()
+    assert victim.read_bytes() == b"something else"

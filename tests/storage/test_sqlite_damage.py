@@ -11,9 +11,11 @@ import pytest
 from tests.storage.deltas import DELETED, Item, Writer
 from tests.storage.test_sqlite_migration import writer_of
 from tinyllm.errors import CheckpointDamaged, TraceNotFound
-from tinyllm.storage.contract import Label, Leave, Prune, Snapshot
+from tinyllm.storage.contract import Delete, Label, Leave, Prune, Pruned, Snapshot
 from tinyllm.storage.framing import COMPRESS_ABOVE
+from tinyllm.storage.owners import this_process
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+from tinyllm.storage.sqlite.health import examine
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.load import Loader
 
@@ -277,3 +279,62 @@ async def test_no_changed_column_makes_a_wrong_answer(storage: SQLiteCheckpointS
                         connection.execute("ROLLBACK TO undamaged")
     connection.close()
     assert missed > changed / 3
+
+
+# -- what is damaged is not acted upon -------------------------------------------------------------------------
+
+
+async def test_pruning_stops_at_a_damaged_checkpoint(storage: SQLiteCheckpointStorage) -> None:
+    writer = Writer("w", window=3)
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    await storage.commit([writer.append(end=step, plan=["a"]) for step in range(1, 9)])
+    before = await storage.load("w")
+    damage(storage, f"UPDATE checkpoints SET messages = messages + 4096 WHERE id = {writer.key << 32 | 4}")
+    assert await storage.commit([Prune(writer.key, 1)]) == [Pruned(0)]  # what it sees is not known
+    assert await storage.load("w") == before
+    assert len(await storage.messages("w")) == 3
+
+
+async def test_a_pin_that_is_lost_loses_nothing(storage: SQLiteCheckpointStorage) -> None:
+    before = await storage.load("t", 1)
+    parent = writer_of(before)
+    child, fork = parent.fork(before, "child")
+    child.admitted((await storage.commit([fork]))[0])
+    shared = await storage.load("child")
+    damage(storage, f"UPDATE checkpoints SET pins = 0 WHERE id = {KEY | 1}")
+    await storage.commit([Label(1, "t", 1, "a"), Label(1, "t", 1, None), Prune(1, 1)])
+    assert await storage.load("child") == shared
+    await storage.commit([Delete(1)])
+    assert (await storage.load("child")).frontier == shared.frontier
+
+
+async def test_one_damaged_trace_hides_no_other(storage: SQLiteCheckpointStorage) -> None:
+    writer = Writer("w")
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    damage(storage, "UPDATE traces SET graph_version = CAST(x'b1b2' AS TEXT) WHERE trace_id = 't'")
+    assert {record.trace_id for record in await storage.traces()} == {"t", "w"}
+    assert (await storage.load("w")).step == 0
+    with pytest.raises(CheckpointDamaged, match="'t' is damaged"):
+        await storage.load("t")
+    found = examine(storage._directory)
+    assert [each.trace_id for each in found.damaged] == ["t"]
+    assert found.intact == ("w",)
+
+
+async def test_one_damaged_command_keeps_no_other_from_being_heard(
+    storage: SQLiteCheckpointStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    owner = this_process()
+    storage.renew(owner)
+    for name in ("one", "two"):
+        writer = Writer(name, owner=owner.id)
+        writer.admitted((await storage.commit([writer.admit()]))[0])
+        await storage.commit([Leave(writer.key, name, "cancel")])
+    damage(storage, "UPDATE commands SET kind = 'pause' WHERE id = 1")
+    for _ in range(2):
+        assert [command.kind for command in await storage.commands(owner=owner.id)] == ["cancel"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{storage.name}, trace 'one': pause (command 1) does not have the bytes that were written"
+    ]
+    assert [each.trace_id for each in examine(storage._directory).damaged] == ["one"]
+    storage.retire(owner)

@@ -188,3 +188,14 @@ async def test_a_migration_that_fails_leaves_the_older_database(old: Path) -> No
     with pytest.raises(Exception, match="commands already exists"):
         await opened(old)
     assert schema(old) == before
+
+
+@pytest.mark.parametrize("version", [2], indirect=True)
+async def test_a_process_of_an_older_version_that_has_it_open_writes_nothing_more(old: Path) -> None:
+    connection = connected(old)  # what such a process does in each transaction
+    statement = "UPDATE transactions SET token = 1"
+    assert connection.execute(statement).rowcount == 1
+    await (await opened(old)).close()
+    with pytest.raises(sqlite3.OperationalError, match="no such column"):
+        connection.execute(statement)
+    connection.close()

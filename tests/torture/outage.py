@@ -309,7 +309,7 @@ class Strike:
                     record = await storage.trace(trace)
                     if record is not None:
                         await storage.load(trace)
-                        steps = await storage.steps(trace, after=record.step - 5)
+                        steps = await storage.steps(trace, after=max(record.step - 5, 0))
                         if record.step < durable or (record.step and steps[-1].step < record.step):
                             self.untrue = f"{trace} was durable up to {durable}, and a reader finds {record.step}"
                 except StorageError:
@@ -407,8 +407,8 @@ def make(task: Task, number: int, tally: Tally) -> None:
     # What lasts longer than the interval is merged, but for what comes within it.
     config = rng.choice(
         (
-            ExecutorConfig(),
-            ExecutorConfig(durability="sync"),
+            ExecutorConfig(max_checkpoints_per_trace=rng.choice((1, 3, 100))),
+            ExecutorConfig(durability="sync", max_checkpoints_per_trace=rng.choice((1, 3, 100))),
             ExecutorConfig(checkpoint_after_each_node=False, checkpoint_interval_ms=20),
         )
     )

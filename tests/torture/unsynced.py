@@ -132,5 +132,5 @@ TRIALS = tuple(
         long,
         partial(run_trial, journal=journal),
     )
-    for name, journal, runs, long in (("fsync", "wal", 500, 20_000), ("fsync-truncate", "truncate", 200, 10_000))
+    for name, journal, runs, long in (("fsync", "wal", 300, 20_000), ("fsync-truncate", "truncate", 200, 10_000))
 )

@@ -44,6 +44,7 @@ from tinyllm.actors.protocol import (
 )
 from tinyllm.actors.telling import Telling
 from tinyllm.errors import LimitReached, NodeError, OwnershipLost, StorageError, StorageFailed
+from tinyllm.graph.redact import Redaction
 from tinyllm.nodes.call import Call, failure
 from tinyllm.storage.contract import UNOWNED, Command, Delta, Done, HighWater, Release
 from tinyllm.storage.thread import DedicatedThread, loop_clock
@@ -83,6 +84,7 @@ class Run:
         durability: Durability,
         merges: bool,
         fail_fast: bool = False,
+        redaction: Redaction | None = None,
         stopped: bool = False,
         may_start: Callable[[], bool],
         high_water: HighWater | None,
@@ -94,6 +96,7 @@ class Run:
         self._rev = rev
         self._opening = opening
         self._fail_fast = fail_fast
+        self._redaction = redaction
         self._exits = durability == "exit"
         self._merges = merges
         self._may_start = may_start
@@ -163,10 +166,14 @@ class Run:
                     await self._receive()
             finally:
                 await self._leave()
+        self.raise_refusal()
+
+    def raise_refusal(self) -> None:
+        """:raises OwnershipLost, StorageFailed: the store did not take all that was handed over."""
+        if isinstance(self._refusal, OwnershipLost):
+            raise self._refusal
         if self._refusal is not None:
-            if isinstance(self._refusal, OwnershipLost):
-                raise self._refusal
-            raise StorageFailed(plan.trace_id, self.durable_step, str(self._refusal)) from self._refusal
+            raise StorageFailed(self._plan.trace_id, self.durable_step, str(self._refusal)) from self._refusal
 
     def stop(self) -> None:
         """Start nothing more; `run()` returns once what runs has ended and is durable. Once is enough."""
@@ -301,7 +308,9 @@ class Run:
         except NodeError as error:
             node = self._dispatch.running[message.seq].node
             function = plan.graph.function(plan.graph.nodes[node])
-            await self._failed(Failed(message.seq, failure(node, error, function), error, message.duration_ms))
+            await self._failed(
+                Failed(message.seq, failure(node, error, function, self._redaction), error, message.duration_ms)
+            )
             return
         activation = self._dispatch.ended(message.seq)
         self._dear = self._dear or message.duration_ms > DEAR_MS

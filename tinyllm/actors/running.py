@@ -49,4 +49,5 @@ class Running:
             raise
         if self._error is not None:
             raise self._error
+        self.run.raise_refusal()  # it may have been cancelled, and not been able to say so
         return self.run

@@ -157,7 +157,7 @@ class StorageWriter:
         writes = [_write(item) for item in batch]
         pruned = next(iter(self._prune_due), None) if len(writes) < MAX_WRITES else None
         if pruned is not None:
-            writes.append(Prune(pruned, self._keep, PRUNE_SLICE))
+            writes.insert(0, Prune(pruned, self._keep, PRUNE_SLICE))
         try:
             outcomes = await self._storage.commit(writes)
         except Exception as error:  # of whatever kind: those who wait must hear of it
@@ -167,7 +167,7 @@ class StorageWriter:
         else:
             self._works()
             if pruned is not None:
-                self._pruned(pruned, outcomes.pop())
+                self._pruned(pruned, outcomes.pop(0))
         asked = self._tell_all(outcomes)
         for told, trace_id in enumerate(asked, 1):
             self._tell_durable(trace_id)

@@ -6,7 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from tinyllm.core.changes import changes
-from tinyllm.errors import GraphChanged, NodeMissing, NothingToRun, TraceExists, TraceMismatch, ValueNotStorable
+from tinyllm.errors import (
+    ConfigError,
+    GraphChanged,
+    NodeMissing,
+    NothingToRun,
+    TraceExists,
+    TraceMismatch,
+    ValueNotStorable,
+)
 from tinyllm.graph.definition import END, Graph, after
 from tinyllm.graph.redact import Redaction
 from tinyllm.graph.values import digest
@@ -24,6 +32,14 @@ def initial_variables(
         if graph.variables.get(key) == "append" and not body.startswith(b"["):
             raise ValueNotStorable(f"{where}[{key!r}]", "its reducer is append; give it a list")
     return captured if redaction is None else redaction.variables(captured)
+
+
+def refuse_hidden(graph: Graph, redaction: Redaction | None) -> None:
+    """:raises ConfigError: a variable would be replaced as a whole of which its reducer needs the kind."""
+    for key, reducer in graph.variables.items() if redaction is not None else ():
+        if reducer != "last" and redaction is not None and redaction.hides(key):
+            wanted = f"rules that do not hide the variable {key!r}, whose reducer is {reducer}"
+            raise ConfigError("redact", key, wanted)
 
 
 def check_own_graph(graph: Graph, record: TraceRecord) -> None:

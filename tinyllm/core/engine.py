@@ -324,6 +324,7 @@ class Engine:
             durability=self.config.durability,
             merges=self.config.policy.merges,
             fail_fast=self.config.fail_fast,
+            redaction=self.config.redaction,
             stopped=stopped,
             may_start=_always if keeper is None else keeper.may_start,
             high_water=self._high_water(plan),

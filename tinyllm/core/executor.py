@@ -15,6 +15,7 @@ from tinyllm.actors.events import Event
 from tinyllm.actors.plan import Plan
 from tinyllm.core import outside
 from tinyllm.core.checkpoint import last_context
+from tinyllm.core.checks import refuse_hidden
 from tinyllm.core.config import ExecutorConfig
 from tinyllm.core.engine import Client, Engine
 from tinyllm.core.store import open_storage
@@ -62,6 +63,7 @@ class Executor(anyio.AsyncContextManagerMixin):
         if not isinstance(checkpoint_storage, CheckpointStorage | str | os.PathLike | None):
             raise ConfigError("checkpoint_storage", checkpoint_storage, "None, a path, or a storage")
         self.config = config or ExecutorConfig()
+        refuse_hidden(graph, self.config.redaction)
         self._given = checkpoint_storage
         self._opened: CheckpointStorage | None = None
         self._deps = deps

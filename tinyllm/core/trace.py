@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +26,9 @@ from tinyllm.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
     ConfigError,
+    DatabaseLocked,
     OwnershipLost,
+    StorageUnavailable,
     TraceEnded,
     TraceExists,
     TraceMismatch,
@@ -164,20 +167,35 @@ class TraceCall:
         self, damage: CheckpointDamaged, accept_graph_change: bool, take_over: bool, rerun_effects: bool
     ) -> TaskResponse:
         """Go on with a damaged trace from its newest checkpoint that is whole, under its own id."""
-        good = await self._storage.load_intact(damage.trace_id)
-        check_own_graph(self._graph, good.record)
+        intact = await self._storage.load_intact(damage.trace_id)
+        good, seen = intact.snapshot, intact.snapshot.record
+        check_own_graph(self._graph, seen)
+        if seen.status in ("cancelled", "quarantined"):
+            raise TraceEnded(seen.trace_id, seen.status) from damage
         noted = await check_graph(self._storage, self._graph, good, accept_graph_change)
-        if not take_over and (record := await self._unowned(good.record)) is not good.record:
-            return await self.resume(record.trace_id, accept_graph_change, rerun_effects=rerun_effects)  # it has moved
-        way = await WayBack.of(self._storage, good, damage)
+        if not take_over:
+            await self._unowned(seen)
+        way = await WayBack.of(self._storage, intact, damage)
+        now = (await self._storage.load_intact(damage.trace_id)).snapshot.record
+        if (now.trace, now.epoch, now.rev) != (seen.trace, seen.epoch, seen.rev):
+            return await self.resume(damage.trace_id, accept_graph_change, None, take_over, rerun_effects)
         if not rerun_effects:
             way.refuse_effects(self._graph)
-        plan, snapshot = await self._forked(way.write(self._client.engine.owner_id), noted)
+        self._serve(seen)
+        running, lost = _toll(seen, good)
+        try:
+            write = way.write(self._client.engine.owner_id)
+            plan, snapshot = await self._forked(write, [] if way.cancelled else noted)
+        except (OwnershipLost, TraceExists):  # to somebody who had it fall back, or go on, just then
+            return await self.resume(damage.trace_id, accept_graph_change, None, take_over, rerun_effects)
         self._client.engine.emit(way.told)
         if not self._client.engine.observed:
             where = f"goes on from step {good.step}, and what was damaged is kept as {way.kept_as}"
             logger.warning("trace %r was damaged (%s); it %s", damage.trace_id, damage.what, where)
-        return await self._go(plan, snapshot, noted, again=len(good.frontier), lost=0)
+        if way.cancelled:
+            return stored_response(plan, snapshot)
+        again = running + (way.again or Counter()).total()
+        return await self._go(plan, snapshot, noted, again=again, lost=lost)
 
     async def _forked(self, write: Fork | FallBack, noted: list[str]) -> tuple[Plan, Snapshot]:
         """A fork that was made and is ours, ready to be executed."""
@@ -226,7 +244,11 @@ class TraceCall:
         )
         self._client.trace_id = plan.trace_id
         async with self._client.engine.admissions:
-            admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
+            try:
+                admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
+            except (DatabaseLocked, StorageUnavailable) as error:
+                error.add_note(f"it may have been admitted all the same; call again with trace_id={plan.trace_id!r}")
+                raise
         del write  # here it would live, with the first delta, as long as the trace runs
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         self._client.last = plan
@@ -251,12 +273,7 @@ class TraceCall:
         seen = record
         if not take_over:
             record = await self._unowned(record)
-        engine = self._client.engine
-        if engine.serves(record.trace_id, other_than=self._client):
-            # Perhaps it was taken over from that call, which does not know it yet. No two runs of one trace share the
-            # actors of an engine: what one has handed over, and hears, would be the other's.
-            refuse_owned(attrs.evolve(record, owner=engine.owner, owner_alive=True))
-        self._client.trace_id = record.trace_id
+        self._serve(record)
         if snapshot is None or seen is not record:
             snapshot = await self._storage.load(record.trace_id)
         noted = await check_graph(self._storage, self._graph, snapshot, accept_graph_change)
@@ -265,21 +282,16 @@ class TraceCall:
         except OwnershipLost:  # to somebody who executes it now, or who answered, or saved a checkpoint, just then
             taken = await found(self._storage, record.trace_id)
             return await self._go_on(taken, retry=retry, accept_graph_change=accept_graph_change, task=task)
-        if record.high_water is not None:
-            handed, running = record.high_water
-            lost: int | None = max(0, handed - record.step)
-        else:
-            running = sum(row.state == "cancelled" for row in snapshot.frontier)
-            lost = 0 if record.owner is None else None
         with self._given_back(record.trace_id, record.trace, acquired.epoch):
             if acquired.rev == snapshot.rev:
                 snapshot = attrs.evolve(snapshot, record=attrs.evolve(snapshot.record, epoch=acquired.epoch))
             else:  # the last owner was not dead yet
                 snapshot = await self._storage.load(record.trace_id)
+            again, lost = _toll(attrs.evolve(record, step=snapshot.step), snapshot)
             plan = self._planned(snapshot, retry=retry)
             commands = [] if acquired.told is False else await self._storage.commands(trace=record.trace)
             opening = _opening(plan, record, commands, task)
-        return await self._go(plan, snapshot, noted, again=running, lost=lost, opening=opening)
+        return await self._go(plan, snapshot, noted, again=again, lost=lost, opening=opening)
 
     async def _wakes(self, record: TraceRecord, *, retry: bool, told: bool) -> bool:
         """Whether a trace of which nothing runs goes on when it is asked to. A resume lifts a pause; a question stays
@@ -388,6 +400,15 @@ class TraceCall:
 
     # -- who has it --------------------------------------------------------------------------------------------
 
+    def _serve(self, record: TraceRecord) -> None:
+        """From now on this call is the one that has the trace here."""
+        engine = self._client.engine
+        if engine.serves(record.trace_id, other_than=self._client):
+            # Perhaps it was taken over from that call, which does not know it yet. No two runs of one trace share the
+            # actors of an engine: what one has handed over, and hears, would be the other's.
+            refuse_owned(attrs.evolve(record, owner=engine.owner, owner_alive=True))
+        self._client.trace_id = record.trace_id
+
     async def _unowned(self, record: TraceRecord) -> TraceRecord:
         """`record`, once it is sure that nobody executes it.
 
@@ -411,6 +432,15 @@ class TraceCall:
                 refuse_owned(seen)  # as far as one can tell: there is no time left to find out
             seen = await self._storage.trace(record.trace_id) or seen
         return seen
+
+
+def _toll(record: TraceRecord, snapshot: Snapshot) -> tuple[int, int | None]:
+    """How many activations were running when a trace stopped, and how many finished steps were not durable yet, or None
+    where nothing can tell."""
+    if record.high_water is not None:
+        handed, running = record.high_water
+        return running, max(0, handed - record.step)
+    return sum(row.state == "cancelled" for row in snapshot.frontier), 0 if record.owner is None else None
 
 
 def _opening(plan: Plan, record: TraceRecord, commands: Sequence[Command], task: Captured | None) -> list[Delta]:

@@ -9,24 +9,30 @@ import attrs
 from tinyllm.actors.events import FellBack
 from tinyllm.core.fork import fork_delta
 from tinyllm.errors import CheckpointDamaged, RerunRefused
-from tinyllm.graph.definition import Graph
+from tinyllm.graph.definition import END, Graph, after
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import encode_error
-from tinyllm.storage.contract import CheckpointStorage, FallBack, Snapshot
+from tinyllm.storage.contract import CheckpointStorage, FallBack, Intact, Snapshot
 
 _PAGE = 1000
 
 
 @attrs.frozen
 class WayBack:
-    """`good` is where the trace goes on. `again`: what had ended since, by node; None if that cannot be read either."""
+    """`good` is where the trace goes on. `again`: what had ended since, by node; None if that cannot be read either.
+    `begun`: what was planned since, and may have begun."""
 
     good: Snapshot
     damage: CheckpointDamaged
     again: Counter[str] | None
+    begun: Counter[str]
+    cancelled: bool
+    """Somebody had told it to be."""
 
     @classmethod
-    async def of(cls, storage: CheckpointStorage, good: Snapshot, damage: CheckpointDamaged) -> WayBack:
+    async def of(cls, storage: CheckpointStorage, intact: Intact, damage: CheckpointDamaged) -> WayBack:
+        good = intact.snapshot
+        left = await storage.commands(trace=good.record.trace)
         again: Counter[str] | None = Counter()
         step = good.step
         try:
@@ -37,17 +43,18 @@ class WayBack:
             again = None
         if step != good.record.step:
             again = None
-        return cls(good, damage, again)
+        cancelled = any(command.kind == "cancel" for command in left)
+        return cls(good, damage, again, Counter(map(after, intact.planned)), cancelled)
 
     def refuse_effects(self, graph: Graph) -> None:
         """:raises RerunRefused: something with effects may have happened since, and would happen again."""
-        if self.again is None:
+        if self.again is None and any(map(graph.has_effects, graph.nodes.values())):
             raise RerunRefused(self.damage.trace_id, self.damage.step, self.damage.what, self.good.step, None)
         # One that is no more in the graph is not known to have had none.
         effects = {
             node: count
-            for node, count in self.again.items()
-            if node not in graph.nodes or graph.has_effects(graph.nodes[node])
+            for node, count in ((self.again or Counter()) + self.begun).items()
+            if node != END and (node not in graph.nodes or graph.has_effects(graph.nodes[node]))
         }
         if effects:
             raise RerunRefused(self.damage.trace_id, self.damage.step, self.damage.what, self.good.step, effects)
@@ -60,15 +67,17 @@ class WayBack:
 
     def write(self, owner: str | None) -> FallBack:
         record = self.good.record
+        first = fork_delta(self.good, {})
         return FallBack(
             trace=record.trace,
             trace_id=record.trace_id,
             epoch=record.epoch,
+            reached=record.rev,
             rev=self.good.rev,
             kept_as=self.kept_as,
             error=encode_error(ErrorInfo(type="CheckpointDamaged", message=self.damage.what)),
             owner=owner,
-            first=fork_delta(self.good, {}),
+            first=attrs.evolve(first, status="cancelled") if self.cancelled else first,
         )
 
     @property

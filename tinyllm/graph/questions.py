@@ -63,7 +63,7 @@ def answered(asked: Sequence[Asked], body: bytes) -> tuple[Asked, ...]:
 
 def redacted(asked: Asked, redaction: Redaction) -> Asked:
     """`asked` as it may be recorded and told."""
-    schema = restore(redaction.body(capture(asked.schema)))
+    schema = restore(attrs.evolve(redaction, names=None).body(capture(asked.schema)))
     return attrs.evolve(asked, prompt=redaction.text(asked.prompt), schema=schema)
 
 

@@ -18,7 +18,8 @@ from typing import Any
 import attrs
 import msgspec
 
-from tinyllm.errors import ConfigError
+from tinyllm.errors import ConfigError, ValueNotStorable
+from tinyllm.graph.values import capture, restore
 
 MARK = "[redacted]"
 """What stands in the place of a secret."""
@@ -102,7 +103,7 @@ class Redaction:
             return value
         tag = next(iter(value), "")
         if not tag.startswith("$"):
-            return dict(_distinct((self.text(key), self._under(key, item)) for key, item in value.items()))
+            return dict(_distinct((self._name(key), self._under(key, item)) for key, item in value.items()))
         content = value[tag]
         if tag == _PAYLOAD:  # the names of its parts are not the user's
             return {tag: {part: self._value(item) for part, item in content.items()}}
@@ -115,8 +116,15 @@ class Redaction:
         text = b64decode(content).decode("latin-1") if tag == "$bytes" else content
         return MARK if isinstance(text, str) and self.text(text) != text else value
 
+    def _name(self, key: str) -> str:
+        return key if _NUMBERED.fullmatch(key) else self.text(key)
+
     def _under(self, name: Any, value: Any) -> Any:
         return MARK if isinstance(name, str) and self.hides(name) else self._value(value)
+
+
+_NUMBERED = re.compile(re.escape(MARK) + r"( \d{1,6})?")
+"""A key that was redacted already, and perhaps told apart from others."""
 
 
 def _distinct(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
@@ -138,12 +146,16 @@ def _key(value: Any) -> Any:
 
 
 class RedactedLogger(logging.Logger):
-    """Says what `target` would, without secrets."""
+    """Says what `target` would, without secrets; whoever hears that, and of what level, hears it of this."""
 
     def __init__(self, target: logging.Logger, redaction: Redaction) -> None:
         super().__init__(target.name)
         self.parent = target
+        self._target = target
         self._redaction = redaction
+
+    def handle(self, record: logging.LogRecord) -> None:
+        self._target.handle(record)
 
     def makeRecord(self, *args: Any, **options: Any) -> logging.LogRecord:
         record = super().makeRecord(*args, **options)
@@ -154,11 +166,15 @@ class RedactedLogger(logging.Logger):
             record.exc_info = None
         for name in record.__dict__.keys() - _PLAIN:  # what was given as `extra`
             value = record.__dict__[name]
-            if redaction.hides(name):
-                record.__dict__[name] = MARK
-            elif isinstance(value, str):
-                record.__dict__[name] = redaction.text(value)
+            record.__dict__[name] = MARK if redaction.hides(name) else self._given(value)
         return record
+
+    def _given(self, value: Any) -> Any:
+        """A value of `extra`: any that could be recorded, or its text."""
+        try:
+            return restore(self._redaction.body(capture(value)))
+        except ValueNotStorable:
+            return self._redaction.text(str(value))
 
 
 _PLAIN = logging.makeLogRecord({}).__dict__.keys()

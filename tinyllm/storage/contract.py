@@ -294,13 +294,14 @@ class FallBack:
     """Have the damaged trace `trace` go on from its checkpoint `rev`: what it was is `quarantined` from now on, under
     the id `kept_as` and with `error`, and a fork of it at `rev` has its id.
 
-    `first` is as in `Fork`. -> `Admitted`; `OwnershipLost` if its epoch is not `epoch` any more, `TraceExists` if there
-    is one called `kept_as`, or `CheckpointNotFound`.
+    `first` is as in `Fork`. -> `Admitted`; `OwnershipLost` if its epoch and its newest rev are not `epoch` and
+    `reached` any more, `TraceExists` if there is one called `kept_as`, or `CheckpointNotFound`.
     """
 
     trace: int
     trace_id: str
     epoch: int
+    reached: int
     rev: int
     kept_as: str
     error: bytes
@@ -539,6 +540,15 @@ class Snapshot:
 
 
 @attrs.frozen
+class Intact:
+    """The newest state of a damaged trace that is whole. `planned`: the nodes of what was planned since, as far as that
+    can be read, and has not ended; it may have begun."""
+
+    snapshot: Snapshot
+    planned: tuple[str, ...] = ()
+
+
+@attrs.frozen
 class Command:
     """A command that was left and not yet consumed. `created_at` is UTC seconds."""
 
@@ -650,7 +660,7 @@ class CheckpointStorage(DirectUse, ABC):
         """
 
     @abstractmethod
-    async def load_intact(self, trace_id: str) -> Snapshot:
+    async def load_intact(self, trace_id: str) -> Intact:
         """The state at the newest kept checkpoint that can be read. (Older states are as `load` returns them.)
 
         :raises TraceNotFound: no such trace.

@@ -35,6 +35,7 @@ from tinyllm.storage.contract import (
     FallBack,
     Fork,
     HighWater,
+    Intact,
     Label,
     Leave,
     MessageRow,
@@ -200,10 +201,10 @@ class InMemoryCheckpointStorage(CheckpointStorage):
 
     def _fall_back(self, write: FallBack, now: float) -> Outcome:
         trace = self._traces.get(write.trace)
+        if trace is None or (trace.epoch, trace.rev) != (write.epoch, write.reached):
+            return OwnershipLost(write.trace_id)
         if write.kept_as in self._keys:
             return TraceExists(write.kept_as)
-        if trace is None or trace.epoch != write.epoch:
-            return OwnershipLost(write.trace_id)
         del self._keys[write.trace_id]
         outcome = self._fork(write.fork, now)
         if not isinstance(outcome, Admitted):
@@ -311,8 +312,8 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
         return self._reading.load(trace_id, rev)
 
-    async def load_intact(self, trace_id: str) -> Snapshot:
-        return await self.load(trace_id)
+    async def load_intact(self, trace_id: str) -> Intact:
+        return Intact(await self.load(trace_id))
 
     async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
         return self._reading.checkpoints(trace_id, limit, offset)

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import mmap
 import os
+import stat
 import struct
 import zlib
 from pathlib import Path
 
-from tinyllm.errors import CommitsMissing, StorageUnavailable
+from tinyllm.errors import CommitsMissing, StoragePathError, StorageUnavailable
 
 FILE_NAME = "tinyllm.commits"
 
@@ -23,14 +24,20 @@ _NUMBER = struct.Struct("<Q")
 _CHECK = struct.Struct("<I")
 _SLOT = 16
 _USED = _NUMBER.size + _CHECK.size
+_CAREFULLY = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+"""Somebody else may have put something there: a link to another's file, or a pipe that nobody writes to."""
 
 
 def acknowledged(directory: Path) -> int:
     """The number of the last transaction of the store in `directory` that was told to be durable, as far as noted."""
     try:
-        content = (directory / FILE_NAME).read_bytes()
+        file = os.open(directory / FILE_NAME, os.O_RDONLY | _CAREFULLY)
     except OSError:
         return 0
+    try:
+        content = os.read(file, _SLOTS * _SLOT) if stat.S_ISREG(os.fstat(file).st_mode) else b""
+    finally:
+        os.close(file)
     found = 0
     for start in range(0, len(content) - _SLOT + 1, _SLOT):
         number = content[start : start + _NUMBER.size]
@@ -54,8 +61,10 @@ class CommitNotes:
         """:raises StorageUnavailable: the file cannot be made, or not now."""
         path = directory / FILE_NAME
         try:
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            file = os.open(path, os.O_RDWR | os.O_CREAT | _CAREFULLY, 0o600)
             try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise StoragePathError(str(path), "it is not a file; move it away")
                 os.fchmod(file, 0o600)
                 size = _SLOTS * _SLOT
                 if os.fstat(file).st_size < size:

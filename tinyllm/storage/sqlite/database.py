@@ -11,6 +11,7 @@ from pathlib import Path
 from tinyllm.errors import DatabaseTooNew, StoragePathError
 from tinyllm.storage.high_water import OWNERS
 from tinyllm.storage.sqlite import schema
+from tinyllm.storage.sqlite.commits import FILE_NAME as COMMITS
 from tinyllm.storage.sqlite.faults import LOCK_TIMEOUT, is_locked, translated
 from tinyllm.storage.sqlite.library import has_wal_reset_bug, sqlite3
 
@@ -169,7 +170,7 @@ def _make_file(path: Path) -> None:
 def check_version(path: Path) -> None:
     """Refuse what is not ours to write, by a connection that could not write if it wanted to."""
     wal, journal = Path(f"{path}-wal"), Path(f"{path}-journal")
-    for file in (path, wal, journal, Path(f"{path}-shm"), path.parent / OWNERS):
+    for file in (path, wal, journal, Path(f"{path}-shm"), path.parent / OWNERS, path.parent / COMMITS):
         if file.is_symlink():  # it may lead to somebody else's file; and SQLite looks for the others where it leads to
             raise StoragePathError(str(file), "it is a symbolic link; name the directory that the database is in")
     if journal.exists() and journal.stat().st_size:

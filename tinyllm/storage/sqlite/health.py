@@ -137,6 +137,7 @@ def _damage(reader: Loader, trace_id: str, path: Path) -> str | None:
             after = 0
             while messages := reader.messages(trace_id, None, after, PAGE):
                 after = messages[-1].seq
+            reader.commands(None, reader.found(trace_id).trace)
             ended = 0
             while steps := reader.steps(trace_id, ended, PAGE):
                 ended += len(steps)

@@ -12,6 +12,7 @@ from tinyllm.storage.contract import (
     ActivationRow,
     ActivationState,
     ArrivalRow,
+    Intact,
     MessageRow,
     Snapshot,
     TraceRecord,
@@ -33,6 +34,7 @@ FROM activations
 # Left to itself, SQLite would walk through all rows of the trace: it knows that `id` is the row's own.
 _LIVE = f"{_ACTIVATION} INDEXED BY activations_live WHERE id BETWEEN ? AND ? AND done_rev IS NULL ORDER BY id"
 _LIVED = f"{_ACTIVATION} WHERE id BETWEEN ? AND ? AND (done_rev IS NULL OR done_rev > ?) ORDER BY id"
+_UNENDED = "SELECT node FROM activations WHERE id BETWEEN ? AND ? AND done_rev IS NULL ORDER BY id"
 _ARRIVALS = "SELECT id, activation, message, hash, path, depth, crc FROM arrivals WHERE activation = ? AND id <= ?"
 _MESSAGE = "SELECT id, node, history, consumers, body, crc FROM messages"
 _ONE = f"{_MESSAGE} WHERE id = ?"
@@ -100,11 +102,14 @@ class Loader(Catalog):
             tokens_out=point.tokens_out,
         )
 
-    def load_intact(self, trace_id: str) -> Snapshot:
+    def load_intact(self, trace_id: str) -> Intact:
         record = self.found(trace_id, forgiving=True)
         for rev in self.revs(record):
             with suppress(CheckpointDamaged):
-                return self._load(record, self.point(record, rev))
+                good = self._load(record, self.point(record, rev))
+                first = record.trace << SHIFT
+                span = (first | good.marks.activation) + 1, first | LAST
+                return Intact(good, tuple(node for (node,) in self.connection.execute(_UNENDED, span)))
         raise TraceUnreadable(trace_id, None, "none of its checkpoints can be read")
 
     @sensible

@@ -13,6 +13,8 @@ just those that some window held until now. One of them that a kept activation r
 from __future__ import annotations
 
 import time
+from itertools import takewhile
+from operator import attrgetter
 from typing import Any
 
 import attrs
@@ -23,25 +25,26 @@ from tinyllm.storage.in_use import in_use
 from tinyllm.storage.sqlite.commands import FORGET_ANSWERS
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-from tinyllm.storage.sqlite.seals import note, notes_seal, seal_trace
+from tinyllm.storage.sqlite.seals import CHECKPOINT, checkpoint_seal, note, notes_seal, seal_trace
 
 _SLICE_SECONDS = 0.02
 """How long one transaction goes on dropping what a deleted trace left; bodies are of any size, so rows say little."""
 _SLICE_ROWS = 100
 _SLICE_CHECKPOINTS = 64
 
-_COLUMNS = "id, step, messages, task, message, activation, arrival, variable"
-_TASK = 3
+_COLUMNS = f"label, task, pins, crc, notes_crc, {CHECKPOINT}"
 _NEWEST_KEPT = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id DESC LIMIT 1 OFFSET ?"
 _FIRST = "SELECT id FROM checkpoints WHERE id BETWEEN ? AND ? ORDER BY id LIMIT 1"
 _DROPPABLE = f"""
-SELECT {_COLUMNS}, label, pins, notes_crc FROM checkpoints
+SELECT {_COLUMNS} FROM checkpoints
 WHERE id > ? AND id < ? AND pins = 0 AND (label IS NULL OR ?) ORDER BY id LIMIT ?
 """
 _OLDER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id >= ? AND id < ? ORDER BY id DESC LIMIT 1"
 _BETWEEN = "SELECT count(*) FROM checkpoints WHERE id BETWEEN ? AND ?"
 _NEWER = f"SELECT {_COLUMNS} FROM checkpoints WHERE id > ? AND id <= ? ORDER BY id LIMIT 1"
-_NEWEST_PINNED = f"SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND pins > 0 ORDER BY id DESC LIMIT 1"
+_PINNED = f"""
+SELECT {_COLUMNS} FROM checkpoints WHERE id BETWEEN ? AND ? AND (pins > 0 OR notes_crc IS NOT NULL) ORDER BY id DESC
+"""
 _DROP = "DELETE FROM checkpoints WHERE id BETWEEN ? AND ?"
 _PINS = """
 SELECT pins FROM checkpoints WHERE id = ? AND EXISTS (SELECT 1 FROM traces WHERE key = ? AND trace_id IS NOT NULL)
@@ -96,8 +99,11 @@ class _Point:
     step: int
     messages: int
     """Of the history, since its beginning."""
-    task: str | None
     marks: Marks
+    task: str | None = None
+    pins: int = 0
+    whole: bool = True
+    """It says what was written; what a damaged one says is not acted upon."""
 
 
 def prune(connection: sqlite3.Connection, trace: int, keep: int, limit: int) -> int:
@@ -158,14 +164,18 @@ def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
     """Drop what no fork needs of a deleted trace, until the deadline; returns whether anything was dropped."""
     _, origin = _trace(connection, trace)
     last = trace << SHIFT | LAST
-    pinned = connection.execute(_NEWEST_PINNED, (trace << SHIFT, last)).fetchone()
-    end = _point(pinned) if pinned else origin
+    noted = map(_point, connection.execute(_PINNED, (trace << SHIFT, last)).fetchall())
+    # One that is damaged may be pinned.
+    pinned = next((point for point in noted if point.pins or not point.whole), None)
+    end = pinned or origin
     # What came after the newest checkpoint that a fork shares is read by nobody, and reads nothing of before.
     dropped = 0
     while rows := connection.execute(_FORGET_COMMANDS, (trace,)).rowcount:
         dropped += rows
         if time.monotonic() > deadline:
             return True
+    if not end.whole:
+        return dropped > 0
     for table, number in (
         ("checkpoints", end.id & LAST if pinned else -1),
         ("activations", end.marks.activation),
@@ -193,18 +203,19 @@ def _purge(connection: sqlite3.Connection, trace: int, deadline: float) -> bool:
 def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, labelled: bool, limit: int) -> int:
     """Drop at most `limit` unpinned checkpoints between the row ids `after` and `before`; a newer one stays."""
     window, origin = _trace(connection, trace)
-    found = connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall()
-    # What says nothing of forks, and was written to say something, stays.
-    rows = [row for *row, label, pins, crc in found if notes_seal(row[0], label, row[_TASK], pins) == crc]
-    ids = [row[0] for row in rows]
+    found = map(_point, connection.execute(_DROPPABLE, (after, before, labelled, limit)).fetchall())
+    points = list(takewhile(attrgetter("whole"), found))
+    ids = [point.id for point in points]
     at = 0
-    while at < len(rows):
-        run = rows[at : _neighbours(connection, ids, at)]
-        start, end = _point(run[0]), _point(run[-1])
-        task = next((row[_TASK] for row in reversed(run) if row[_TASK] is not None), None)
+    while at < len(points):
+        run = points[at : _neighbours(connection, ids, at)]
+        start, end = run[0], run[-1]
+        task = next((point.task for point in reversed(run) if point.task is not None), None)
         newer = _point(connection.execute(_NEWER, (end.id, end.id | LAST)).fetchone())
         before_it = connection.execute(_OLDER, (trace << SHIFT, start.id)).fetchone()
         older = _point(before_it) if before_it else origin
+        if not (older.whole and newer.whole):
+            return at
         connection.execute(_DROP, (start.id, end.id))
         if task is not None and newer.task is None:
             note(connection, newer.id, task=task)
@@ -213,7 +224,7 @@ def _drop(connection: sqlite3.Connection, trace: int, after: int, before: int, l
         _forget_variables(connection, trace, older, start, newer)
         _forget_activations(connection, trace, older, start, newer, window)
         at += len(run)
-    return len(rows)
+    return len(points)
 
 
 def _neighbours(connection: sqlite3.Connection, ids: list[int], at: int) -> int:
@@ -266,9 +277,11 @@ def _forget_activations(
 def _trace(connection: sqlite3.Connection, trace: int) -> tuple[int | None, _Point]:
     """The window of its history, and the emptiness before its first checkpoint."""
     window, step, *marks = connection.execute(_TRACE, (trace,)).fetchone()
-    return window, _Point((trace << SHIFT) - 1, step, 0, None, Marks(*marks))
+    return window, _Point((trace << SHIFT) - 1, step, 0, Marks(*marks))
 
 
 def _point(row: tuple[Any, ...]) -> _Point:
-    id_, step, messages, task, *marks = row
-    return _Point(id_, step, messages, task, Marks(*marks))
+    label, task, pins, crc, notes_crc, *sealed = row
+    id_, _, step, _, _, message, activation, arrival, variable, messages, *_ = sealed
+    whole = checkpoint_seal(*sealed) == crc and notes_seal(id_, label, task, pins) == notes_crc
+    return _Point(id_, step, messages, Marks(message, activation, arrival, variable), task, pins, whole)

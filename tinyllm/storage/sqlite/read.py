@@ -6,7 +6,9 @@ All of it is read with the connection that is given; whoever gives it has opened
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,8 @@ from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import Lease, leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 from tinyllm.storage.sqlite.sense import sensible
+
+_log = logging.getLogger("tinyllm.storage")
 
 _SEALED = ", ".join(f"t.{column.strip()}" for column in seals.TRACE.split(","))
 _TRACE = f"""
@@ -158,7 +162,15 @@ class Catalog:
             "limit": limit,
             "offset": offset,
         }
-        return [self._record(row, None) for row in self.connection.execute(_LISTED, values).fetchall()]
+        try:
+            rows = self.connection.execute(_LISTED, values).fetchall()
+        except sqlite3.OperationalError:  # a text that is none: that of one trace is no reason to show no other
+            self.connection.text_factory = lambda text: text.decode(errors="replace")
+            try:
+                rows = self.connection.execute(_LISTED, values).fetchall()
+            finally:
+                self.connection.text_factory = str
+        return [self._record(row, None) for row in rows]
 
     @sensible
     def definition(self, trace_id: str) -> bytes:
@@ -304,6 +316,9 @@ class Catalog:
         for trace_id, id_, key, kind, activation, name, frame, created_at, crc in left(self.connection, owner, trace):
             what = kind if name is None else f"the {kind} to {name!r}"
             if seals.seal((key, kind, activation, name, frame)) != crc:
+                if trace is None:  # whoever looks for what all its traces are told; the others are to hear
+                    _complain(str(self._directory), trace_id, id_, what)
+                    continue
                 raise CheckpointDamaged(trace_id, None, f"{what} does not have the bytes that were written")
             body = None if frame is None else unframed(frame, trace_id, None, what)
             found.append(Command(id_, key, kind, activation, name, body, created_at))
@@ -313,7 +328,7 @@ class Catalog:
 
     @sensible
     def steps(self, trace_id: str, after: int, limit: int) -> list[StepRow]:
-        record = self.found(trace_id)
+        record, after = self.found(trace_id), max(after, 0)
         found: list[StepRow] = []
         point = self.point(record, None)
         for part in reversed(self.segments(record, point)):
@@ -354,6 +369,12 @@ class Catalog:
             found.append(Segment(trace, low, high, low_step, high_step))
             trace, high, high_step = parent, low, low_step
         return found
+
+
+@lru_cache(maxsize=1000)  # once: it is looked for every second
+def _complain(store: str, trace_id: str, command: int, what: str) -> None:
+    said = "%s, trace %r: %s (command %d) does not have the bytes that were written"
+    _log.warning(said, store, trace_id, what, command)
 
 
 def kept(connection: sqlite3.Connection, trace: int) -> tuple[str | None, str]:
@@ -398,7 +419,7 @@ def _point(record: TraceRecord, row: tuple[Any, ...]) -> Point:
     crc, notes_crc, label, task, pins, *sealed = row
     id_, _, step, status, node, message, activation, arrival, variable, *rest = sealed
     messages, frontier, arrivals, variables, created_at, *counters, changes = rest
-    if seals.seal(sealed) != crc or seals.notes_seal(id_, label, task, pins) != notes_crc:
+    if seals.checkpoint_seal(*sealed) != crc or seals.notes_seal(id_, label, task, pins) != notes_crc:
         raise CheckpointDamaged(record.trace_id, step, f"checkpoint {id_ & LAST} does not say what was written")
     marks = Marks(message, activation, arrival, variable)
     counts = Counts(messages, frontier, arrivals, variables, changes)

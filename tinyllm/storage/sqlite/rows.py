@@ -20,6 +20,7 @@ from tinyllm.storage.sqlite.seals import (
     CHECKPOINT,
     activation_seal,
     arrival_seal,
+    checkpoint_seal,
     message_seal,
     notes_seal,
     seal,
@@ -179,7 +180,7 @@ class Rows:
             delta.tokens_out,
             counts.changes,
         )
-        self.checkpoints += (*checkpoint, seal(checkpoint))
+        self.checkpoints += (*checkpoint, checkpoint_seal(*checkpoint))
         if delta.task is not None:
             self.tasks.append((delta.task, notes_seal(first | rev, None, delta.task, 0), first | rev))
             self.last_tasks.append((delta.task, trace))

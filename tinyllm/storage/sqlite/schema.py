@@ -218,21 +218,23 @@ ALTER TABLE checkpoints ADD COLUMN notes_crc INTEGER;
 ALTER TABLE checkpoints ADD COLUMN changes INTEGER;
 ALTER TABLE commands ADD COLUMN crc INTEGER NOT NULL DEFAULT 0;
 
--- number: of transactions that were told to be durable.
+-- number: of transactions that were told to be durable. The other column has a new name so that a process of an older
+-- version, which has the database open meanwhile, fails in its next transaction: its rows would have no checksums.
 ALTER TABLE transactions ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE transactions RENAME COLUMN token TO sign;
 """
 
 _SEAL_ALL = f"""
 UPDATE traces SET crc = seal({seals.TRACE}), error_crc = CASE WHEN error IS NOT NULL THEN seal(key, error) END;
 UPDATE activations SET
-    crc = seal(id, hash, node, message, item, path, depth, fired_rev IS NULL OR fired_rev > 0),
+    crc = seal_activation(id, hash, node, message, item, path, depth, fired_rev IS NULL OR fired_rev > 0),
     changed_crc = CASE WHEN attempts > 0 OR tries > 0 OR state NOT IN ('planned', 'buffered')
                        OR coalesce(error, due, progress, asked) IS NOT NULL THEN seal({seals.CHANGE}) END,
     fired_crc = CASE WHEN fired_rev > 0 THEN seal(id, fired_rev, fired_hash, fired_depth) END;
-UPDATE arrivals SET crc = seal(id, activation, message, hash, path, depth);
-UPDATE steps SET crc = seal(id, activation, node, ended_at, duration_ms, attempts, status);
+UPDATE arrivals SET crc = seal_arrival(id, activation, message, hash, path, depth);
+UPDATE steps SET crc = seal_step(id, activation, node, ended_at, duration_ms, attempts, status);
 UPDATE checkpoints SET
-    crc = seal({seals.CHECKPOINT}),
+    crc = seal_checkpoint({seals.CHECKPOINT}),
     notes_crc = CASE WHEN coalesce(label, task) IS NOT NULL OR pins > 0 THEN seal(id, label, task, pins) END;
 UPDATE commands SET crc = seal(trace, kind, activation, name, body) WHERE consumed = 0;
 """
@@ -253,7 +255,14 @@ def _third(db: Database) -> None:
 
 def seal_all(connection: sqlite3.Connection) -> None:
     """Make the checksums of all rows what they are to be, but for those of bodies, which were there from the first."""
-    connection.create_function("seal", -1, lambda *values: seals.seal(values))
+    for name, function in (
+        ("seal", lambda *values: seals.seal(values)),
+        ("seal_activation", seals.activation_seal),
+        ("seal_arrival", seals.arrival_seal),
+        ("seal_step", seals.step_seal),
+        ("seal_checkpoint", seals.checkpoint_seal),
+    ):
+        connection.create_function(name, -1, function)
     _execute_all(connection, _SEAL_ALL)
 
 

@@ -8,6 +8,8 @@ checkpoint says the same.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from struct import Struct
+from struct import error as StructError
 from typing import NamedTuple
 from zlib import crc32
 
@@ -26,7 +28,14 @@ changes"""
 CHANGE = "id, state, attempts, error, tries, due, progress, asked"
 """The columns of an activation that a change replaces."""
 
-_READ_NOTES = "SELECT label, task, pins FROM checkpoints WHERE id = ?"
+_ACTIVATION = Struct("<4q?")
+_ARRIVAL = Struct("<4q")
+_STEP = Struct("<3q2d")
+_CHECKPOINT = Struct("<16q2d")
+NO_SEAL = -1
+"""What no checksum is."""
+
+_READ_NOTES = "SELECT label, task, pins, notes_crc FROM checkpoints WHERE id = ?"
 _NOTE = "UPDATE checkpoints SET label = ?, task = ?, pins = ?, notes_crc = ? WHERE id = ?"
 _READ_TRACE = f"SELECT {TRACE} FROM traces WHERE key = ?"
 _SEAL_TRACE = "UPDATE traces SET crc = ? WHERE key = ?"
@@ -51,7 +60,7 @@ def seal_trace(connection: sqlite3.Connection, trace: int) -> None:
 
 
 def message_seal(row: int, node: str, history: int | None, consumers: int, body: bytes) -> int:
-    # The text of the tuple, as `seal` would have it; but a tuple takes twice as long to say what it holds. So below.
+    # The text of the tuple, as `seal` would have it; but a tuple takes twice as long to say what it holds.
     return checksum_of(body, f"({row}, {node!r}, {history}, {consumers})")
 
 
@@ -63,19 +72,56 @@ def activation_seal(
     row: int, id_: bytes, node: str, message: int | None, item: int | None, path: str | None, depth: int, buffered: bool
 ) -> int:
     """Of an activation as it was born. `buffered`: as a join's round, which has no id before it fires."""
-    text = f"({row}, {id_!r}, {node!r}, {message}, {item}, {path!r}, {depth}, {buffered:d})"
-    return crc32(text.encode("utf-8", "surrogatepass"))
+    numbers = (row, -1 if message is None else message, -1 if item is None else item, depth, buffered)
+    return _packed(_ACTIVATION, numbers, node, path, id_)
 
 
 def arrival_seal(row: int, activation: int, message: int | None, id_: bytes, path: str | None, depth: int) -> int:
-    return crc32(f"({row}, {activation}, {message}, {id_!r}, {path!r}, {depth})".encode())
+    return _packed(_ARRIVAL, (row, activation, -1 if message is None else message, depth), path, None, id_)
 
 
 def step_seal(
     row: int, activation: int, node: str, ended_at: float, duration_ms: float, attempts: int, status: str | None
 ) -> int:
-    text = f"({row}, {activation}, {node!r}, {float(ended_at)!r}, {float(duration_ms)!r}, {attempts}, {status!r})"
-    return crc32(text.encode("utf-8", "surrogatepass"))
+    return _packed(_STEP, (row, activation, attempts, ended_at, duration_ms), node, status)
+
+
+def checkpoint_seal(
+    row: int,
+    epoch: int,
+    step: int,
+    status: str,
+    node: str | None,
+    message: int,
+    activation: int,
+    arrival: int,
+    variable: int,
+    messages: int,
+    frontier: int,
+    arrivals: int,
+    variables: int,
+    created_at: float,
+    generation: int,
+    generation_step: int,
+    elapsed: float,
+    tokens_in: int,
+    tokens_out: int,
+    changes: int | None,
+) -> int:
+    numbers = (
+        *(row, epoch, step, message, activation, arrival, variable, messages, frontier, arrivals, variables),
+        *(generation, generation_step, tokens_in, tokens_out, -1 if changes is None else changes, created_at, elapsed),
+    )
+    return _packed(_CHECKPOINT, numbers, status, node)
+
+
+def _packed(kind: Struct, numbers: tuple[float, ...], text: str | None, other: str | None, id_: bytes = b"") -> int:
+    """Of a row of which there is one for every node that runs: to write its numbers out would take four times as long.
+    (No number of these is negative, so that -1 stands for none.)"""
+    try:
+        return crc32(kind.pack(*numbers), crc32(id_, crc32(f"{text!r}{other!r}".encode("utf-8", "surrogatepass"))))
+    except StructError:  # there is something else in the place of a number
+        return NO_SEAL
 
 
 def error_seal(trace: int, error: Frame | None) -> int | None:
@@ -90,12 +136,14 @@ def notes_seal(row: int, label: str | None, task: str | None, pins: int) -> int 
 
 def note(connection: sqlite3.Connection, checkpoint: int, *, pins: int = 0, **to: str | None) -> bool:
     """Change what is noted at a checkpoint, by its row id: its `label`, its `task`, and how many pins it has by `pins`.
-    Returns whether it is there."""
+    Returns whether it is there. What is damaged stays so, whatever is changed in it."""
     found = connection.execute(_READ_NOTES, (checkpoint,)).fetchone()
     if found is None:
         return False
-    notes = Notes(*found)
+    *written, crc = found
+    whole = notes_seal(checkpoint, *written) == crc
+    notes = Notes(*written)
     notes = notes._replace(pins=notes.pins + pins, **to)
-    crc = notes_seal(checkpoint, notes.label, notes.task, notes.pins)
+    crc = notes_seal(checkpoint, *notes) if whole else NO_SEAL
     connection.execute(_NOTE, (notes.label, notes.task, notes.pins, crc, checkpoint))
     return True

@@ -18,6 +18,7 @@ from tinyllm.storage.contract import (
     CheckpointStorage,
     Command,
     HighWater,
+    Intact,
     MessageRow,
     Outcome,
     Owner,
@@ -49,12 +50,12 @@ _RENEW_EVERY = 1.0
 _BUSY_PAUSE = 0.01
 """Seconds between two attempts at what SQLite does not wait for by itself."""
 
-_TOKEN = "SELECT token FROM transactions"
+_TOKEN = "SELECT sign FROM transactions"
 _PARSE_SCHEMA = "SELECT 1 FROM transactions LIMIT 0"
 """The first statement that names a table has SQLite parse all of them."""
 
-_SIGN = "UPDATE transactions SET token = ?"
-_COUNT = "UPDATE transactions SET token = ?, number = number + 1 RETURNING number"
+_SIGN = "UPDATE transactions SET sign = ?"
+_COUNT = "UPDATE transactions SET sign = ?, number = number + 1 RETURNING number"
 _COUNTED = "SELECT number FROM transactions"
 _UNKNOWN = -1
 """As the token in doubt: whatever is there now. No transaction has it."""
@@ -87,6 +88,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         self._renewed = 0.0
         self._lease_lock = threading.Lock()
         self._leasing: sqlite3.Connection | None = None
+        self._lease_broken = False
         self._owners: set[str] = set()
         # Its own lock: the other may be held for as long as another process holds the database's.
         self._marks_lock = threading.Lock()
@@ -157,7 +159,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         while the file was read-only, or count on what an fsync did not write. (A lock leaves nothing in doubt.)"""
         connection = self._opened(self._connection)
         with translated(self._path):
-            if self._broken:
+            if self._broken or self._in_doubt is not None:
                 self._reopen()
                 connection = self._opened(self._connection)
             if self._in_doubt is not None:
@@ -263,7 +265,7 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     async def load(self, trace_id: str, rev: int | None = None) -> Snapshot:
         return await self._ask(lambda store: store.load(trace_id, rev))
 
-    async def load_intact(self, trace_id: str) -> Snapshot:
+    async def load_intact(self, trace_id: str) -> Intact:
         return await self._ask(lambda store: store.load_intact(trace_id))
 
     async def checkpoints(self, trace_id: str, *, limit: int = 100, offset: int = 0) -> list[CheckpointRecord]:
@@ -351,11 +353,24 @@ class SQLiteCheckpointStorage(CheckpointStorage):
         """The connection for leases, for one thread at a time."""
         self._refuse_forked()  # before the lock, which a thread of the parent may have held at the fork
         with self._lease_lock, translated(self._path):
+            if self._lease_broken:  # it may have been opened while the file was read-only
+                self._opened(self._leasing).close()
+                self._leasing = self._connect_for_leases()
+                self._lease_broken = False
             try:
                 yield self._opened(self._leasing)
-            except sqlite3.Error:
+            except sqlite3.Error as error:
+                self._lease_broken = not is_locked(error)
                 self._broken = self._broken or not self._has_wal  # it is the same journal that was not synced
                 raise
+
+    def _connect_for_leases(self) -> sqlite3.Connection:
+        connection = connect_writer(self._path)
+        if self._has_wal:
+            # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not safe with
+            # less than FULL.
+            connection.execute("PRAGMA synchronous = NORMAL")
+        return connection
 
     def _sweep(self, connection: sqlite3.Connection) -> None:
         """Remove what dead owners left that no trace needs any more."""
@@ -378,14 +393,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
             opened.callback(connection.close)
             with translated(self._path):
                 refuse_missing(self._directory, noted, *connection.execute(_COUNTED).fetchone())
-            leasing = connect_writer(self._path)
-            opened.callback(leasing.close)
-            with translated(self._path):
-                # Seen by other processes at once; after a power cut no lease matters. A rollback journal is not safe
-                # with less than FULL.
                 self._has_wal = connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
-                if self._has_wal:
-                    leasing.execute("PRAGMA synchronous = NORMAL")
+                leasing = self._connect_for_leases()
+                opened.callback(leasing.close)
                 reading = connect_reader(self._path)
                 opened.callback(reading.close)
                 for each in (connection, reading):

@@ -87,7 +87,7 @@ _ERROR = "UPDATE traces SET error = ?, error_crc = ? WHERE key = ?"
 _QUARANTINE = """
 UPDATE traces SET trace_id = ?, status = 'quarantined', owner = NULL, epoch = epoch + 1, updated_at = ?,
                   error = ?, error_crc = ?
-WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
+WHERE key = ?
 """
 _NAMED = "SELECT 1 FROM traces WHERE trace_id = ?"
 _RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
@@ -223,13 +223,15 @@ class Writing:
         return self._begin(cursor, write.rev + 1, attrs.evolve(first, task=task), window)
 
     def _fall_back(self, write: FallBack) -> Outcome:
+        if self._connection.execute(_POSITION, (write.trace,)).fetchone() != (write.epoch, write.reached):
+            return OwnershipLost(write.trace_id)
         if self._connection.execute(_NAMED, (write.kept_as,)).fetchone() is not None:
             return TraceExists(write.kept_as)
         self._connection.execute("SAVEPOINT fall_back")  # half of it would leave nothing under the trace's own id
         error = frame(write.error)
-        values = (write.kept_as, self._now, error, error_seal(write.trace, error), write.trace, write.epoch)
-        taken = self._connection.execute(_QUARANTINE, values).rowcount == 1
-        outcome = self._fork(write.fork) if taken else OwnershipLost(write.trace_id)
+        values = (write.kept_as, self._now, error, error_seal(write.trace, error), write.trace)
+        self._connection.execute(_QUARANTINE, values)
+        outcome = self._fork(write.fork)
         if isinstance(outcome, Admitted):
             seal_trace(self._connection, write.trace)
         else:

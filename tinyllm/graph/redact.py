@@ -29,6 +29,9 @@ _LISTS = ("$tuple", "$set", "$frozenset")
 _PAIRS = "$dict"
 _PAYLOAD = "$payload"
 
+_MARKS = re.compile(r"(\[redacted(?: \d+)?\])")
+"""And what tells those apart that have become equal."""
+
 Rule = str | re.Pattern[str]
 """A name, in which `*`, `?` and `[...]` stand for characters as in file names, in any case; or a compiled regular
 expression for what is a secret wherever it is found in a text."""
@@ -79,7 +82,9 @@ class Redaction:
         """`text`, with a mark for every part that looks like a secret."""
         for pattern in self.patterns:
             # What is a mark already stays one: a value is redacted again with every node that hands it on.
-            text = MARK.join(pattern.sub(MARK, part) for part in text.split(MARK))
+            parts = _MARKS.split(text)
+            parts[::2] = (pattern.sub(MARK, part) for part in parts[::2])
+            text = "".join(parts)
         return text
 
     def body(self, body: bytes, name: str = "") -> bytes:
@@ -103,7 +108,7 @@ class Redaction:
             return value
         tag = next(iter(value), "")
         if not tag.startswith("$"):
-            return dict(_distinct((self._name(key), self._under(key, item)) for key, item in value.items()))
+            return dict(_distinct((self.text(key), self._under(key, item)) for key, item in value.items()))
         content = value[tag]
         if tag == _PAYLOAD:  # the names of its parts are not the user's
             return {tag: {part: self._value(item) for part, item in content.items()}}
@@ -116,15 +121,8 @@ class Redaction:
         text = b64decode(content).decode("latin-1") if tag == "$bytes" else content
         return MARK if isinstance(text, str) and self.text(text) != text else value
 
-    def _name(self, key: str) -> str:
-        return key if _NUMBERED.fullmatch(key) else self.text(key)
-
     def _under(self, name: Any, value: Any) -> Any:
         return MARK if isinstance(name, str) and self.hides(name) else self._value(value)
-
-
-_NUMBERED = re.compile(re.escape(MARK) + r"( \d{1,6})?")
-"""A key that was redacted already, and perhaps told apart from others."""
 
 
 def _distinct(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
@@ -135,7 +133,7 @@ def _distinct(pairs: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any]]:
         plain = key if isinstance(key, str) else MARK
         while _key(key) in seen:
             numbers[plain] += 1
-            key = f"{plain} {numbers[plain] + 1}"
+            key = f"{plain.removesuffix(MARK)}[redacted {numbers[plain] + 1}]"
         seen.add(_key(key))
         yield key, value
 

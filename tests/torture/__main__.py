@@ -93,9 +93,8 @@ def main() -> int:
     parser.add_argument("--only", type=int, metavar="N", help="the run of that number alone")
     parser.add_argument("--plant", metavar="BUG", help="a bug to begin with: a function of tests/torture/plants.py")
     parser.add_argument("--long", action="store_true", help="many times as much, for a night")
-    parser.add_argument(
-        "--jobs", type=int, default=(os.cpu_count() or 1) + 1, help="so many trials at a time: CPUs + 1, as some wait"
-    )
+    jobs = (os.cpu_count() or 1) + 1  # some of them wait
+    parser.add_argument("--jobs", type=int, default=jobs, help="so many trials at a time; as a rule one more than CPUs")
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.trials if name not in TRIALS]:
         parser.error(f"there is no trial {', '.join(unknown)}; there are {', '.join(TRIALS)}")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import attrs
 import pytest
 
 from tests.storage.backends import admit, census, commit_one, found, run_steps
 from tests.storage.deltas import Writer, merge
-from tinyllm.storage.contract import Append, CheckpointStorage, Delete, Drop, Label, Prune, Pruned
+from tinyllm.errors import OwnershipLost
+from tinyllm.storage.contract import Append, Appended, CheckpointStorage, Delete, Drop, Label, Prune, Pruned
 
 pytestmark = pytest.mark.anyio
 
@@ -203,3 +205,17 @@ async def test_the_last_task_is_that_of_admission_until_another_is_added(storage
 async def test_steps_keep_the_word_that_the_node_gave(storage: CheckpointStorage) -> None:
     await run_steps(storage, await admit(storage), 2)
     assert [row.status for row in await storage.steps("t")] == ["odd", None]
+
+
+async def test_what_was_appended_and_pruned_since_is_there_all_the_same(storage: CheckpointStorage) -> None:
+    """As it comes to whoever tries again what failed, and was carried out nevertheless."""
+    writer = Writer("t")
+    writer.admitted((await storage.commit([writer.admit()]))[0])
+    batch = [writer.append(end=step, plan=["a"]) for step in range(1, 6)]
+    wanted = [Appended(step) for step in range(1, 6)]
+    assert await storage.commit([*batch, Prune(writer.key, 1)]) == [*wanted, Pruned(4)]
+    assert await storage.commit(batch) == wanted
+    beyond = writer.append(end=6)
+    assert isinstance(beyond, Append)
+    later = attrs.evolve(beyond, delta=attrs.evolve(beyond.delta, rev=9))
+    assert [type(each) for each in await storage.commit([later])] == [OwnershipLost]

@@ -107,15 +107,17 @@ class StorageWriter:
                 self._take(self._inbox.receive_nowait())
         for trace_id in list(self._durable):
             self._tell_durable(trace_id)
-        ended = f"{self._storage.name}: the writer ended before it was known whether this was written; resume the trace"
-        error = self._outage or StorageError(ended)
-        while self._batch or self._queue:
-            for item in self._batch:
-                if isinstance(item, Ask):
-                    item.answer.settle(error)
-                else:
-                    reply(item.reply, Refused(error))
-            self._batch = self._queue.take()
+        self._refuse(self._batch, "the writer ended, and whether this was written is not known")
+        while self._queue:
+            self._refuse(self._queue.take(), "the writer ended before this was written")
+
+    def _refuse(self, batch: list[Put | Ask], reason: str) -> None:
+        error = self._outage or StorageError(f"{self._storage.name}: {reason}; resume the trace")
+        for item in batch:
+            if isinstance(item, Ask):
+                item.answer.settle(error)
+            else:
+                reply(item.reply, Refused(error))
 
     async def _fill(self, open_: bool) -> bool:
         """Take what has come; wait only where there is nothing to do. False once every sender has closed."""
@@ -157,7 +159,7 @@ class StorageWriter:
         writes = [_write(item) for item in batch]
         pruned = next(iter(self._prune_due), None) if len(writes) < MAX_WRITES else None
         if pruned is not None:
-            writes.insert(0, Prune(pruned, self._keep, PRUNE_SLICE))
+            writes.append(Prune(pruned, self._keep, PRUNE_SLICE))
         try:
             outcomes = await self._storage.commit(writes)
         except Exception as error:  # of whatever kind: those who wait must hear of it
@@ -167,7 +169,7 @@ class StorageWriter:
         else:
             self._works()
             if pruned is not None:
-                self._pruned(pruned, outcomes.pop(0))
+                self._pruned(pruned, outcomes.pop())
         asked = self._tell_all(outcomes)
         for told, trace_id in enumerate(asked, 1):
             self._tell_durable(trace_id)

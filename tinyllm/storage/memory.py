@@ -134,8 +134,9 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             return OwnershipLost(write.trace_id)
         if delta.rev != trace.rev + 1:
             there = trace.checkpoint(delta.rev)
-            same = there and (there.epoch, there.step, there.marks) == (delta.epoch, delta.step, delta.marks)
-            return Appended(delta.rev) if same else OwnershipLost(write.trace_id)
+            # Without its checkpoint it was written and pruned: in that epoch nobody else has written.
+            same = there is None or (there.epoch, there.step, there.marks) == (delta.epoch, delta.step, delta.marks)
+            return Appended(delta.rev) if same and delta.rev <= trace.rev else OwnershipLost(write.trace_id)
         if refused := too_big(delta):
             return refused
         self._add(trace, delta, now)

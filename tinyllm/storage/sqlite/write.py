@@ -309,14 +309,11 @@ class Writing:
                 return run[at:]
             written = self._connection.execute(_WRITTEN, (trace << SHIFT | delta.rev,)).fetchone()
             marks = delta.marks
-            there = position is not None and position[0] == delta.epoch
-            if there and written == (
-                delta.epoch,
-                delta.step,
-                marks.message,
-                marks.activation,
-                marks.arrival,
-                marks.variable,
+            there = position is not None and position[0] == delta.epoch and delta.rev <= position[1]
+            # Without its checkpoint it was written and pruned: in that epoch nobody else has written.
+            if there and written in (
+                None,
+                (delta.epoch, delta.step, marks.message, marks.activation, marks.arrival, marks.variable),
             ):
                 outcomes[place] = Appended(delta.rev)
             else:

@@ -522,8 +522,8 @@ class DatabaseCorrupt(StorageError):
 
     def __str__(self) -> str:
         return (
-            f"{self.path} is corrupt ({self.detail}); rescue it with `sqlite3 {self.path} .recover`, "
-            "or restore a backup"
+            f"{self.path} is corrupt ({self.detail}); copy what can be read to a new store with "
+            "`tinyllm doctor --salvage DIR`, or restore a backup"
         )
 
 
@@ -537,9 +537,10 @@ class CommitsMissing(StorageError):
 
     def __str__(self) -> str:
         return (
-            f"the newest {self.count} transactions of {self.path}, which were acknowledged, are missing: its -wal file "
-            "was cut off or removed, or an older copy was put back. Put back the files that belong together; or, to go "
-            f"on with what is there, remove {self.note}"
+            f"the newest {self.count} commits of {self.path}, which were acknowledged, are missing: its -wal file was "
+            "cut off or removed, or an older copy was put back. Put back the files that belong together; or copy what "
+            "is there to a new store with `tinyllm doctor --salvage DIR`; or, to go on with that, remove "
+            f"{self.note}"
         )
 
 

@@ -79,9 +79,10 @@ def test_damage_is_found_and_the_others_are_saved(filled: Desk, statement: str, 
     target = filled.folder / "saved"
     saved = filled.command("doctor", "--salvage", target)
     assert saved.exit_code == 1
-    listed = json.loads(filled.command("list", "--storage", target, "--json").stdout)
-    assert {each["trace_id"] for each in listed} == {"parent", "child", "other"} - damaged.keys()
-    if listed:
+    assert target.exists() == bool(found["intact"])
+    if found["intact"]:
+        listed = json.loads(filled.command("list", "--storage", target, "--json").stdout)
+        assert {each["trace_id"] for each in listed} == {"parent", "child", "other"} - damaged.keys()
         again = filled.command("doctor", "--storage", target)
         assert again.exit_code == 0, again.stdout
         resumed = filled.command("run", filled.graph, "--task", "3", "--id", "parent", "--storage", target)
@@ -138,3 +139,13 @@ def test_a_damaged_trace_goes_on_and_what_was_damaged_is_set_aside(filled: Desk)
     result = filled.command("doctor")
     assert result.exit_code == 0
     assert f"set aside  {name}.damaged-" in result.stdout
+
+
+def test_a_trace_that_cannot_be_read_can_be_deleted(filled: Desk) -> None:
+    damage(filled.store, "UPDATE traces SET task_digest = 'another' WHERE trace_id = 'other'")
+    refused = filled.command("resume", "other")
+    assert refused.exit_code == 1
+    assert "tinyllm doctor" in refused.stderr
+    assert filled.command("delete", "other", "--yes").exit_code == 0
+    assert filled.command("doctor").exit_code == 0
+    assert filled.command("run", filled.graph, "--task", "3", "--id", "other").exit_code == 0

@@ -96,7 +96,10 @@ def test_without_rules_there_is_nothing_to_do() -> None:
     assert ExecutorConfig(redact=["a"]).redaction == ExecutorConfig(redact="a").redaction == redaction("a")
 
 
-@pytest.mark.parametrize("rules", ["", [""], [7], [None], [re.compile("")], [re.compile("a*")], [re.compile(b"a")], 5])
+@pytest.mark.parametrize(
+    "rules",
+    ["", [""], [7], [None], ["sk-(a|b)"], ["/sk-a"], [re.compile("")], [re.compile("a*")], [re.compile(b"a")], 5],
+)
 def test_rules_that_are_none_are_refused(rules: Any) -> None:
     with pytest.raises(ConfigError, match="redact"):
         ExecutorConfig(redact=rules)

@@ -117,7 +117,8 @@ class Committed:
 @attrs.frozen
 class StoreStalled:
     """The store takes no writes at present, for `reason`, and is tried again, for two minutes at most. Meanwhile the
-    trace goes on as far as it can, and no other begins."""
+    trace goes on as far as it can, and no other begins. (Of a lock it is told when that has been waited for ten
+    seconds.)"""
 
     trace_id: str
     reason: str

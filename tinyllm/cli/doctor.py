@@ -87,9 +87,13 @@ def _advice(found: Health, saved: Salvaged | None, target: Path | None) -> list[
         lines += [f"not copied: {trace_id}: {why}" for trace_id, why in saved.left.items()]
         return lines
     count = len(found.intact)
+    lines = []
+    if found.damaged:
+        lines += ["a damaged trace goes on from its newest checkpoint that is whole:"]
+        lines += [f"  {command_line('resume', each.trace_id)}" for each in found.damaged[:1]]
     if found.sound or not count:
-        return []
-    return [f"copy the {plural(count, 'trace')} that can be read to a new store with:", f"  {_salvage_line()}"]
+        return lines
+    return [*lines, f"copy the {plural(count, 'trace')} that can be read to a new store with:", f"  {_salvage_line()}"]
 
 
 def _salvage_line() -> str:

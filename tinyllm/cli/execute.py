@@ -205,7 +205,8 @@ def graph_of(record: TraceRecord, given: str | None, storage: CheckpointStorage)
         again = command_line("resume", record.trace_id, "--graph", "FILE")
         raise click.UsageError(f"the graph file {record.graph_path} is gone; name it where it is now:\n  {again}")
     if os.stat(storage.name).st_uid != os.geteuid():  # who wrote it would choose what code we run
-        again = command_line("resume", record.trace_id, "--graph", record.graph_path)
+        verb = click.get_current_context().meta.get(AGAIN, ["resume", record.trace_id])
+        again = command_line(*verb, "--graph", record.graph_path)
         trust = f"it is another user's store that names the graph file; if you trust that file:\n  {again}"
         raise click.UsageError(trust)
     return load(record.graph_path)

@@ -150,7 +150,7 @@ def delete(context: click.Context, /, trace: str, yes: bool, storage: str | None
     from tinyllm.core.store import find_trace
     from tinyllm.storage.owners import is_owned
 
-    record = in_store(storage, lambda store: find_trace(store, trace))
+    record = in_store(storage, lambda store: find_trace(store, trace, damaged=True))
     name = record.trace_id
     context.meta[AGAIN] = ["delete", name, *(["--yes"] if yes else [])]
     if yes and trace != name:  # what cannot be undone is not guessed

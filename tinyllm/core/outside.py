@@ -14,8 +14,15 @@ import anyio
 import attrs
 
 from tinyllm.core.config import CheckpointConfig
-from tinyllm.core.store import check_name
-from tinyllm.errors import AlreadyAnswered, CheckpointNotFound, OwnershipLost, QuestionNotOpen, TraceEnded
+from tinyllm.core.store import check_name, shown
+from tinyllm.errors import (
+    AlreadyAnswered,
+    CheckpointDamaged,
+    CheckpointNotFound,
+    OwnershipLost,
+    QuestionNotOpen,
+    TraceEnded,
+)
 from tinyllm.graph.ids import activation_id
 from tinyllm.graph.questions import Question, answered, check_answer, decode_asked, encode_asked, waiting
 from tinyllm.graph.redact import Redaction, Rule
@@ -173,7 +180,11 @@ async def delete(storage: CheckpointStorage, trace_id: str) -> None:
     :raises TraceNotFound: no such trace.
     :raises TraceOwned: a live process executes it.
     """
-    await forget(storage, await found(storage, trace_id))
+    try:
+        record = await found(storage, trace_id)
+    except CheckpointDamaged:
+        record = await shown(storage, trace_id)
+    await forget(storage, record)
 
 
 async def found(storage: CheckpointStorage, trace_id: str) -> TraceRecord:

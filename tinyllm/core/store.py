@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from tinyllm.errors import AmbiguousTrace, ConfigError, StoreMissing, TraceNotFound
+from tinyllm.errors import AmbiguousTrace, CheckpointDamaged, ConfigError, StoreMissing, TraceNotFound
 from tinyllm.graph.ids import NAME, is_name
 from tinyllm.storage import near
 from tinyllm.storage.contract import CheckpointStorage, StorageConfig, TraceRecord
@@ -55,8 +55,9 @@ async def opened_storage(
         await storage.close()
 
 
-async def find_trace(storage: CheckpointStorage, reference: str) -> TraceRecord:
+async def find_trace(storage: CheckpointStorage, reference: str, *, damaged: bool = False) -> TraceRecord:
     """The trace whose id is `reference`, or the only one whose id begins so, or for `@last` the one last updated.
+    `damaged`: also one whose record is damaged, as lists show it.
 
     :raises TraceNotFound: with the ids that look like it.
     :raises AmbiguousTrace: the prefix fits several.
@@ -66,7 +67,12 @@ async def find_trace(storage: CheckpointStorage, reference: str) -> TraceRecord:
         if not newest:
             raise TraceNotFound(reference, storage.name)
         return newest[0]
-    exact = await storage.trace(reference) if reference else None
+    try:
+        exact = await storage.trace(reference) if reference else None
+    except CheckpointDamaged:
+        if not damaged:
+            raise
+        exact = await shown(storage, reference)
     if exact is not None:
         return exact
     matches = await storage.traces(prefix=reference, limit=6) if reference else []
@@ -77,6 +83,11 @@ async def find_trace(storage: CheckpointStorage, reference: str) -> TraceRecord:
         raise AmbiguousTrace(reference, [*names[:5], "..."] if len(names) > 5 else names)
     known = await storage.traces(limit=near.AMONG)
     raise near.not_found(reference, storage.name, (record.trace_id for record in known))
+
+
+async def shown(storage: CheckpointStorage, trace_id: str) -> TraceRecord:
+    """A trace as lists show it, whether its record is whole or not."""
+    return next(each for each in await storage.traces(prefix=trace_id, limit=1000) if each.trace_id == trace_id)
 
 
 def new_trace_id(graph_id: str) -> str:

@@ -46,12 +46,16 @@ def redaction_of(rules: Sequence[Rule]) -> Redaction | None:
     return Redaction(found, tuple(rule for rule in rules if not isinstance(rule, str)))
 
 
+_NO_NAME = frozenset("/(){}\\+^$|")
+"""Characters of which a text is probably meant as a regular expression: as a name it would hide nothing."""
+
+
 class Rules:
     """A validator: a sequence of rules."""
 
     allowed = (
-        "a list of names, such as 'api_key' or '*_token', and of compiled regular expressions for text, none of which "
-        "matches an empty one"
+        "a list of names, such as 'api_key' or '*_token', and of compiled regular expressions for text (on the command "
+        "line between slashes), none of which matches an empty one"
     )
 
     def __call__(self, _: Any, attribute: attrs.Attribute[Any], value: Any) -> None:
@@ -59,7 +63,7 @@ class Rules:
             if isinstance(rule, re.Pattern):
                 well = isinstance(rule.pattern, str) and rule.search("") is None
             else:
-                well = isinstance(rule, str) and rule != ""
+                well = isinstance(rule, str) and rule != "" and _NO_NAME.isdisjoint(rule)
             if not well:
                 raise ConfigError(attribute.name, rule, self.allowed)
 

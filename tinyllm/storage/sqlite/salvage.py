@@ -45,6 +45,9 @@ def salvage(directory: Path, traces: Iterable[str], target: Path) -> Salvaged:
         raise StoragePathError(str(target), "there is a store already; name a directory without one")
     copied: list[str] = []
     left: dict[str, str] = {}
+    traces = list(traces)
+    if not traces:  # an empty store would only be in the way of the next try
+        return Salvaged((), {})
     with closing(open_database(target)) as connection:
         with translated(source):
             connection.execute("ATTACH ? AS old", (f"{source.as_uri()}?mode=ro",))

@@ -78,6 +78,9 @@ class CommitNotes:
             raise StorageUnavailable(str(path), f"it cannot be written ({error.strerror})") from error
         self._at = os.getpid() % _SLOTS * _SLOT
 
+    def close(self) -> None:
+        self._slots.close()
+
     def note(self, number: int) -> None:
         """Transaction `number`, and all before it, are durable."""
         body = _NUMBER.pack(number)

@@ -425,6 +425,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
                 for marks in self._marks.values():
                     marks.close()
                 self._marks.clear()
+        if self._notes is not None:
+            self._notes.close()
+            self._notes = None
         if self._connection is not None:
             with translated(self._path):
                 self._connection.close()

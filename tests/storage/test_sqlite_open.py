@@ -379,7 +379,7 @@ async def test_a_lock_is_reported_with_the_process_that_holds_it(
         (8, StorageUnavailable, "read-only"),
         (8 | 3 << 8, StorageUnavailable, "read-only"),
         (10 | 4 << 8, StorageUnavailable, r"the disk failed \(oops\)"),
-        (11, DatabaseCorrupt, r"corrupt \(oops\).*recover"),
+        (11, DatabaseCorrupt, r"corrupt \(oops\).*salvage"),
         (13, StorageUnavailable, "disk is full; free some space"),
         (14, StorageUnavailable, "cannot be opened"),
         (26, StoragePathError, "not an SQLite database"),

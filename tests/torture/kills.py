@@ -27,7 +27,7 @@ from tests.torture.forked import Nursery
 from tests.torture.piece import Piece
 from tests.torture.trial import LOOPS, MEMORY, Task, Trial, Violation
 from tests.torture.victim import Kill, Lived, Order, adopt_orphans, run, wait_for_group
-from tinyllm import SQLiteCheckpointStorage, StorageConfig
+from tinyllm import CheckpointDamaged, SQLiteCheckpointStorage, StorageConfig
 from tinyllm.actors.dispatch import CREDIT
 from tinyllm.graph.payload import decode_payload
 
@@ -156,7 +156,10 @@ class Torture:
                 raise Violation("the trace hangs")
             if lived.returncode != 0 and not lived.killed:
                 raise Violation(f"the trace ended with {lived.returncode}: {order.log.read_text()[-1000:]}")
-            after = anyio.run(read, folder / "store", self.piece)
+            try:
+                after = anyio.run(read, folder / "store", self.piece)
+            except CheckpointDamaged as damage:
+                raise Violation(f"what is recorded cannot be read: {damage}") from damage
             lines = witness.read(folder / witness.FILE)
             self.check(before, after, lived, lines[:seen], lines[seen:], waits=durability == "sync")
             for event in lived.of("TraceStarted"):

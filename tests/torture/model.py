@@ -13,8 +13,8 @@ from tests.torture.trial import Task, Trial, Violation
 HISTORIES = 100
 """That hypothesis makes up together, of one seed: it learns from one what to try in the next."""
 
-STEPS = 12
-"""Of a history, at most. Long ones find more each, and fewer of them can be made."""
+STEPS = 8
+"""Of a history, at most. Long ones find more each (`make test` makes those), and fewer of them can be made."""
 
 
 def run_trial(task: Task) -> str:

@@ -60,7 +60,7 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path, trial: str, runs: int) -> 
     [
         ("kill", 40, "acknowledge_before_commit", "durable"),
         ("kill", 40, "start_before_commit", "started although this was not durable"),
-        ("kill", 40, "forget_an_end", "recorded, and run again"),
+        ("kill", 40, "forget_an_end", "recorded, and run again|cannot be read"),
         ("power", 100, "normal_for_full", "something acknowledged is gone"),
         ("zombie", 60, "write_without_looking", "the process that had it"),
         ("race", 100, "check_then_write", "of two that resumed one trace"),

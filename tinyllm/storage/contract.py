@@ -270,6 +270,10 @@ class Admit:
     owner: str | None
     history: int | None = None
     """How many of the newest messages of the history are kept: None all, 0 none. Fixed for the life of the trace."""
+    priority: int = 0
+    """Of the traces that wait to be claimed, those with the highest go first."""
+    not_before: float | None = None
+    """UTC seconds: it is not claimed earlier. (Whoever acquires it need not wait.)"""
     first: Delta
 
 
@@ -340,9 +344,63 @@ class Acquire:
 
 @attrs.frozen
 class Release:
-    """Give up a trace without ending it; it is `interrupted` from now on. -> `Done`, also where it is not ours."""
+    """Give up a trace without ending it; it is `interrupted` from now on. -> `Done`, also where it is not ours.
+    `not_before`: UTC seconds before which nobody is to claim it."""
 
     trace: int
+    epoch: int
+    not_before: float | None = None
+
+
+@attrs.frozen
+class Wanted:
+    """What a process would execute: traces of the graph `graph_id`, each then owned by `owner`, as long as no more than
+    `at_most` traces of that graph have an owner, whoever that is (None: any number)."""
+
+    graph_id: str
+    owner: str
+    at_most: int | None = None
+
+
+@attrs.frozen
+class Claim:
+    """Give `limit` of the traces that wait to be executed, or fewer, their owners, as `wanted` says. -> `Claimed`.
+
+    A trace waits that is `queued`, or `running` without an owner, and may be claimed by now. Those of the highest
+    priority go first, and of those the oldest. `apart`: only those that are to be executed apart; or only the others.
+    What it costs does not grow with the number of those that wait.
+    """
+
+    wanted: tuple[Wanted, ...]
+    limit: int
+    apart: bool = False
+
+
+@attrs.frozen
+class Disown:
+    """Take a trace away from `owner`, which died: it waits to be claimed from now on. -> `Done`, or `OwnershipLost` if
+    its epoch and its owner are others.
+
+    `deaths` (JSON, None for none) is kept with it as what is known of the deaths at which it ran; `apart`: it is to be
+    executed apart. With an `error` (an `ErrorInfo`), it is `quarantined` instead.
+    """
+
+    trace: int
+    trace_id: str
+    epoch: int
+    owner: str
+    deaths: bytes | None = None
+    apart: bool = False
+    error: bytes | None = None
+
+
+@attrs.frozen
+class Acquit:
+    """Forget the deaths at which a trace ran: it need not be executed apart any more. -> `Done`, or `OwnershipLost` if
+    its epoch is another."""
+
+    trace: int
+    trace_id: str
     epoch: int
 
 
@@ -408,7 +466,22 @@ class Delete:
     trace: int
 
 
-Write = Admit | Fork | FallBack | Append | Acquire | Release | Leave | Label | Drop | Prune | Delete
+Write = (
+    Admit
+    | Fork
+    | FallBack
+    | Append
+    | Acquire
+    | Release
+    | Claim
+    | Disown
+    | Acquit
+    | Leave
+    | Label
+    | Drop
+    | Prune
+    | Delete
+)
 
 
 @attrs.frozen
@@ -434,6 +507,23 @@ class Acquired:
 
 
 @attrs.frozen
+class Held:
+    """A trace that was claimed."""
+
+    trace: int
+    trace_id: str
+    graph_id: str
+    epoch: int
+
+
+@attrs.frozen
+class Claimed:
+    """In the order in which they are to be executed."""
+
+    traces: tuple[Held, ...]
+
+
+@attrs.frozen
 class Left:
     command: int
     """Its id: they rise in the order in which they were left."""
@@ -449,7 +539,7 @@ class Done:
     pass
 
 
-Outcome = Admitted | Appended | Acquired | Left | Pruned | Done | Exception
+Outcome = Admitted | Appended | Acquired | Claimed | Left | Pruned | Done | Exception
 """What became of one write. An exception here is that write's alone: the others of its batch are durable."""
 
 
@@ -479,6 +569,7 @@ class TraceRecord:
     rev: int
     epoch: int
     owner: Owner | None
+    """Who executes it; or, after `Disown`, who did when it died."""
     owner_beat: int
     """Rises while the owner renews its lease."""
     owner_alive: bool | None
@@ -491,6 +582,13 @@ class TraceRecord:
     created_at: float
     updated_at: float
     error: bytes | None
+    priority: int = 0
+    not_before: float | None = None
+    """UTC seconds before which it is not claimed; None where that has passed."""
+    apart: bool = False
+    """It is to be executed apart."""
+    deaths: bytes | None = None
+    """As in `Disown`; None, too, where that is damaged."""
 
     def __repr__(self) -> str:
         return f"<TraceRecord {self.trace_id!r} of {self.graph_id!r}, {self.status} at step {self.step}>"
@@ -546,6 +644,33 @@ class Intact:
 
     snapshot: Snapshot
     planned: tuple[str, ...] = ()
+
+
+@attrs.frozen
+class Lease:
+    """An owner that traces name, as the store knows it. `owner` is None, and `beat` 0, where it has no lease (any more).
+    `alive` as `TraceRecord.owner_alive`."""
+
+    id: str
+    owner: Owner | None
+    beat: int
+    alive: bool | None
+
+
+@attrs.frozen
+class Backlog:
+    """What there is to do, for some graphs. Times are UTC seconds."""
+
+    waiting: int
+    """Traces that could be claimed now, without those that are to be executed `apart`."""
+    apart: int
+    later: int
+    """Those that are not to be claimed yet."""
+    running: int
+    """Those that have an owner."""
+    quarantined: int
+    oldest: float | None
+    """When the one of `waiting` that was admitted first was admitted."""
 
 
 @attrs.frozen
@@ -703,6 +828,23 @@ class CheckpointStorage(DirectUse, ABC):
     async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
         """What was left and not yet consumed, by id: for the traces of `owner`, or for one trace. Cheap where there is
         nothing: it is asked about once a second."""
+
+    @abstractmethod
+    async def next_due(self, graph_ids: Sequence[str], *, apart: bool = False) -> float | None:
+        """When the next trace of those graphs can be claimed, as a `Claim` with that `apart`: UTC seconds, 0 for at
+        once, None if none waits. Cheap, however many do."""
+
+    @abstractmethod
+    async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
+        """What there is to do for those graphs; takes time in proportion to it."""
+
+    @abstractmethod
+    async def owners(self) -> list[Lease]:
+        """The owners that traces name: who executes them, or has died without being disowned."""
+
+    @abstractmethod
+    async def held(self, owner: str) -> list[TraceRecord]:
+        """The traces that the owner of that id has."""
 
     @abstractmethod
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:

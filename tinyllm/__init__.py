@@ -46,6 +46,7 @@ if TYPE_CHECKING:
         StoragePathError,
         StorageUnavailable,
         StoreMissing,
+        SupervisorGaveUp,
         TinyLLMError,
         TraceEnded,
         TraceExists,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from tinyllm.storage.memory import InMemoryCheckpointStorage
     from tinyllm.storage.records import CheckpointRecord
     from tinyllm.storage.sqlite import SQLiteCheckpointStorage
+    from tinyllm.supervisor.supervisor import Supervisor
 
 __version__ = "0.1.0"
 
@@ -88,6 +90,7 @@ _HOMES = {
     "tinyllm.storage.memory": ["InMemoryCheckpointStorage"],
     "tinyllm.storage.records": ["CheckpointRecord"],
     "tinyllm.storage.sqlite": ["SQLiteCheckpointStorage"],
+    "tinyllm.supervisor.supervisor": ["Supervisor"],
 }
 """Where the public names live; those of the errors, which are all in one module, are not repeated here."""
 
@@ -150,6 +153,8 @@ __all__ = [
     "StoragePathError",
     "StorageUnavailable",
     "StoreMissing",
+    "Supervisor",
+    "SupervisorGaveUp",
     "TaskPayload",
     "TaskResponse",
     "TinyLLMError",

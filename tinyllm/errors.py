@@ -560,6 +560,16 @@ class StorageFailed(StorageError):
 
 
 @attrs.define(eq=False)
+class SupervisorGaveUp(TinyLLMError):
+    """Workers cannot be kept alive."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the supervisor gave up: {self.reason}. No trace is lost; mend that, and start it again"
+
+
+@attrs.define(eq=False)
 class ExecutorBroken(TinyLLMError):
     """Something that an executor cannot do without ended before its time."""
 

@@ -1,0 +1,120 @@
+"""Why workers die, and which traces are to blame for it. Pure: nothing here looks or waits.
+
+A trace that ran when its worker died *from within* may have killed it: the process ended itself, crashed, ran out of
+memory, or its event loop was blocked until the supervisor had enough. All that ran there are suspected, and executed
+apart, each alone in a process: there it either dies again, which settles it, or gets past what was running then.
+
+A worker that was killed from outside proves nothing: somebody's `kill -9` hits whatever runs. But some traces have
+themselves killed in ways that look like that. So such deaths count, too, from the third on at which a trace has not
+got any further: no accident hits the same step again and again.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Sequence
+
+import attrs
+import msgspec
+
+LIMIT = 3
+"""Deaths that count, after which a trace is quarantined."""
+
+ACCIDENTS = 2
+"""Deaths from outside, one after the other at the same place, that do not count."""
+
+KEPT = 16
+"""How many deaths of a trace are remembered, the newest."""
+
+_CRASHES = frozenset(
+    {
+        signal.SIGSEGV,
+        signal.SIGBUS,
+        signal.SIGILL,
+        signal.SIGFPE,
+        signal.SIGABRT,
+        signal.SIGTRAP,
+        signal.SIGSYS,
+        signal.SIGXCPU,
+        signal.SIGXFSZ,
+    }
+)
+"""Signals that a process brings on itself."""
+
+
+@attrs.frozen
+class Cause:
+    """Why a worker is dead. `within`: something that ran in it did that."""
+
+    text: str
+    within: bool = False
+
+
+@attrs.frozen(kw_only=True)
+class Death:
+    """A death at which a trace ran. `at`: UTC seconds. `beside`: how many other traces ran there. `rev`, `step`: where
+    the trace was, as far as it was durable."""
+
+    at: float
+    cause: str
+    within: bool
+    pid: int
+    beside: int
+    step: int
+    rev: int
+
+
+def cause_of(returncode: int, *, out_of_memory: bool) -> Cause:
+    """Why a process ended that nobody told to end. `returncode`: as of `subprocess`. `out_of_memory`: the kernel killed
+    something for want of memory while it lived."""
+    if returncode >= 0:
+        return Cause(f"it exited with code {returncode}", within=True)
+    try:
+        name = signal.Signals(-returncode).name
+    except ValueError:
+        name = f"signal {-returncode}"
+    if -returncode in _CRASHES:
+        return Cause(f"it crashed ({name})", within=True)
+    if -returncode == signal.SIGKILL and out_of_memory:
+        return Cause("it was killed for want of memory", within=True)
+    return Cause(f"it was killed from outside ({name})")
+
+
+def blame(deaths: Sequence[Death]) -> int:
+    """How many of the deaths at which a trace ran count against it; 0: it is not suspected."""
+    accidents = 0
+    for death in reversed(deaths):
+        if death.within or death.rev != deaths[-1].rev:
+            break
+        accidents += 1
+    return sum(death.within for death in deaths) + max(0, accidents - ACCIDENTS)
+
+
+def verdict(trace_id: str, deaths: Sequence[Death]) -> str | None:
+    """What is said of a trace that is to be quarantined; None if it is not."""
+    if blame(deaths) < LIMIT:
+        return None
+    listed = "; ".join(
+        f"{death.cause} (pid {death.pid}, {'alone' if not death.beside else f'beside {death.beside} others'}, "
+        f"at step {death.step})"
+        for death in deaths
+    )
+    return f"trace {trace_id!r} ran when its worker died, {len(deaths)} times: {listed}"
+
+
+def remember(deaths: Sequence[Death], new: Death) -> tuple[Death, ...]:
+    return (*deaths, new)[-KEPT:]
+
+
+def encode_deaths(deaths: Sequence[Death]) -> bytes:
+    return msgspec.json.encode(deaths)
+
+
+def decode_deaths(body: bytes | None) -> tuple[Death, ...]:
+    """What was kept; nothing where it is not what this version keeps, since no trace is blamed on that account."""
+    if body is None:
+        return ()
+    try:
+        return msgspec.json.decode(body, type=tuple[Death, ...])
+    except msgspec.MsgspecError:
+        return ()

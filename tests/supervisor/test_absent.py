@@ -32,7 +32,7 @@ def test_one_that_cannot_be_seen_is_dead_when_its_lease_is_not_renewed_for_as_lo
 @pytest.mark.parametrize("ours", [True, False])
 def test_ours_and_those_that_live_are_not(ours: bool) -> None:
     absent = Absent()
-    seen = lease(False if ours else True)
+    seen = lease(not ours)
     for now in (0.0, 100.0, 1000.0):
         assert absent.dead([seen], ("a",) if ours else (), now) == []
 

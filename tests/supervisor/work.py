@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 
 import attrs
@@ -67,18 +68,16 @@ class Line:
     node: str
 
 
-def write_graph(
-    directory: Path, *, nodes: int, id_: str = "chain", version: str = "1.0.0", functions: str = NODES
-) -> Path:
+def write_graph(directory: Path, *, nodes: int, id_: str = "chain", functions: str = NODES) -> Path:
     """A chain of `nodes` nodes; returns the graph's file."""
     directory.mkdir(exist_ok=True)
     (directory / "nodes.py").write_text(functions)
     names = [f"n{number}" for number in range(nodes)]
-    lines = [f"id: {id_}", f"version: '{version}'", "functions: [nodes.py]", "nodes:"]
+    lines = [f"id: {id_}", "functions: [nodes.py]", "nodes:"]
     lines += [f"  - {{id: {name}, config: {{call: work}}}}" for name in names]
     if nodes > 1:
         lines += ["edges:"]
-    lines += [f"  - {{from_node: {a}, to_node: {b}}}" for a, b in zip(names, names[1:], strict=False)]
+    lines += [f"  - {{from_node: {a}, to_node: {b}}}" for a, b in pairwise(names)]
     path = directory / f"{id_}.yaml"
     path.write_text("\n".join(lines) + "\n")
     return path

@@ -1,0 +1,1 @@
+"""The process that keeps workers alive and adopts what they left."""

@@ -444,6 +444,30 @@ class OwnershipLost(TinyLLMError):
         )
 
 
+# -- supervisors -----------------------------------------------------------------------------------------------
+
+
+@attrs.define(eq=False)
+class NotSupervised(TinyLLMError):
+    """No supervisor serves the store: what is submitted there waits."""
+
+    store: str
+
+    def __str__(self) -> str:
+        return f"no supervisor serves the store at {self.store}; start one: tinyllm supervise GRAPH"
+
+
+@attrs.define(eq=False)
+class SupervisorSilent(TinyLLMError):
+    """A supervisor that lives did not say what it was asked. `socket` is where it listens."""
+
+    socket: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the supervisor at {self.socket} did not answer: {self.reason}"
+
+
 # -- storage ---------------------------------------------------------------------------------------------------
 
 

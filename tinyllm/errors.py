@@ -484,6 +484,16 @@ class SupervisorSilent(TinyLLMError):
         return f"the supervisor at {self.socket} did not answer: {self.reason}"
 
 
+@attrs.define(eq=False)
+class SupervisorGaveUp(TinyLLMError):
+    """Workers cannot be kept alive."""
+
+    reason: str
+
+    def __str__(self) -> str:
+        return f"the supervisor gave up: {self.reason}. No trace is lost; mend that, and start it again"
+
+
 # -- storage ---------------------------------------------------------------------------------------------------
 
 
@@ -597,16 +607,6 @@ class StorageFailed(StorageError):
             f"the store failed while executing trace {self.trace_id!r}: {self.reason}. Everything up to step "
             f"{self.step} is durable; mend the store and resume the trace"
         )
-
-
-@attrs.define(eq=False)
-class SupervisorGaveUp(TinyLLMError):
-    """Workers cannot be kept alive."""
-
-    reason: str
-
-    def __str__(self) -> str:
-        return f"the supervisor gave up: {self.reason}. No trace is lost; mend that, and start it again"
 
 
 @attrs.define(eq=False)

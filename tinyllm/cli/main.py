@@ -15,6 +15,7 @@ from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
 from tinyllm.cli.outside import answer, cancel, delete, pause, tag
 from tinyllm.cli.report import INTERRUPTED, report
+from tinyllm.cli.supervise import supervise
 from tinyllm.cli.text import printable, say
 
 EXIT_CODES = """\b
@@ -69,7 +70,8 @@ graph.add_command(validate)
 for command in (run, resume, traces, show, checkpoints, fork, answer, pause, cancel, tag, delete):
     cli.add_command(command)
     graph.add_command(command)
-cli.add_command(doctor)
+for command in (supervise, doctor):
+    cli.add_command(command)
 
 
 def main() -> None:

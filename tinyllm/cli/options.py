@@ -71,14 +71,20 @@ storage_option = click.option(
     help="Where traces are kept. Default: $TINYLLM_STORAGE, else ~/.tinyllm/data.",
 )
 
-log_level_option = click.option(
-    "--log-level",
-    type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
-    default="WARNING",
-    callback=_set_log_level,
-    expose_value=False,
-    help="What is logged to stderr. Default: WARNING.",
-)
+
+def log_level_option_of(default: str) -> Callable[[F], F]:
+    """The option, for a command that logs so much unless it is told otherwise."""
+    return click.option(
+        "--log-level",
+        type=click.Choice(["DEBUG", "INFO", "WARNING", "ERROR"], case_sensitive=False),
+        default=default,
+        callback=_set_log_level,
+        expose_value=False,
+        help=f"What is logged to stderr. Default: {default}.",
+    )
+
+
+log_level_option = log_level_option_of("WARNING")
 
 trace_argument = click.argument("trace", metavar="TRACE", callback=remember(TRACE))
 

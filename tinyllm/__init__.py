@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tinyllm.core.checkpoint import CheckpointManager
     from tinyllm.core.config import CheckpointConfig, ExecutorConfig
     from tinyllm.core.executor import Executor
+    from tinyllm.core.submit import submit
     from tinyllm.errors import (
         AlreadyAnswered,
         AmbiguousTrace,
@@ -83,6 +84,7 @@ _HOMES = {
     "tinyllm.core.checkpoint": ["CheckpointManager"],
     "tinyllm.core.config": ["CheckpointConfig", "ExecutorConfig"],
     "tinyllm.core.executor": ["Executor"],
+    "tinyllm.core.submit": ["submit"],
     "tinyllm.graph.build": ["GraphBuilder"],
     "tinyllm.graph.context": ["ExecutionContext"],
     "tinyllm.graph.definition": ["Edge", "Graph", "Limits", "Node", "Retry"],
@@ -180,6 +182,7 @@ __all__ = [
     "lifespan",
     "load_graph",
     "node",
+    "submit",
 ]
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from tinyllm.core.changes import changes
+from tinyllm.core.config import CheckpointConfig
 from tinyllm.errors import (
     CheckpointDamaged,
     ConfigError,
@@ -25,6 +27,20 @@ from tinyllm.graph.values import digest
 from tinyllm.graph.variables import capture_variables
 from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, Snapshot, TraceRecord
 from tinyllm.storage.records import BY_HAND
+
+
+def check_arguments(
+    graph: object, config: object, checkpoint_storage: object, kind: type[CheckpointConfig] = CheckpointConfig
+) -> None:
+    """:raises ConfigError: that is no graph, no settings of that kind, or no storage; or they do not go together."""
+    if not isinstance(graph, Graph):
+        raise ConfigError("graph", graph, "a Graph: load_graph(path) reads one, GraphBuilder makes one")
+    if not isinstance(config, kind | None):
+        raise ConfigError("config", config, f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}")
+    if not isinstance(checkpoint_storage, CheckpointStorage | str | os.PathLike | None):
+        raise ConfigError("checkpoint_storage", checkpoint_storage, "None, a path, or a storage")
+    if config is not None:
+        refuse_hidden(graph, config.redaction)
 
 
 def initial_variables(

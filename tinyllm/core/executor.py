@@ -15,7 +15,7 @@ from tinyllm.actors.events import Event
 from tinyllm.actors.plan import Plan
 from tinyllm.core import outside
 from tinyllm.core.checkpoint import last_context
-from tinyllm.core.checks import refuse_hidden
+from tinyllm.core.checks import check_arguments
 from tinyllm.core.config import ExecutorConfig
 from tinyllm.core.engine import Client, Engine
 from tinyllm.core.store import open_storage
@@ -56,14 +56,8 @@ class Executor(anyio.AsyncContextManagerMixin):
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.graph = graph
-        if not isinstance(graph, Graph):
-            raise ConfigError("graph", graph, "a Graph: load_graph(path) reads one, GraphBuilder makes one")
-        if not isinstance(config, ExecutorConfig | None):
-            raise ConfigError("config", config, "an ExecutorConfig")
-        if not isinstance(checkpoint_storage, CheckpointStorage | str | os.PathLike | None):
-            raise ConfigError("checkpoint_storage", checkpoint_storage, "None, a path, or a storage")
+        check_arguments(graph, config, checkpoint_storage, ExecutorConfig)
         self.config = config or ExecutorConfig()
-        refuse_hidden(graph, self.config.redaction)
         self._given = checkpoint_storage
         self._opened: CheckpointStorage | None = None
         self._deps = deps

@@ -27,6 +27,7 @@ from tinyllm import (
     load_graph,
     submit,
 )
+from tinyllm.supervisor.control import Verb, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 
@@ -251,6 +252,27 @@ async def test_a_drain_lets_what_runs_come_to_a_durable_point(bench: Bench) -> N
         await bench.until("t", "completed")
         await bench.until("too-late", "completed")
     assert [line.node for line in bench.lines("t")] == ["n0", "n1", "n2"]
+
+
+async def test_others_hear_when_there_is_something_to_go_on_with(bench: Bench) -> None:
+    heard: list[Verb] = []
+
+    async def answer(verb: Verb) -> dict[str, Any]:
+        heard.append(verb)
+        return {}
+
+    await bench.submit("t", at=1, what="hold")
+    async with running(bench.supervisor()) as supervisor:
+        await bench.begun("t", 2)
+        async with serving(Path(bench.storage.name), "other", answer):
+            supervisor.drain()
+            (bench.graph.parent / "let go").touch()
+            await supervisor.drained()
+
+            async def woken() -> bool:
+                return "wake" in heard
+
+            await until(woken)
 
 
 async def test_what_does_not_end_within_the_grace_is_killed_and_goes_on_later(bench: Bench) -> None:

@@ -185,6 +185,20 @@ async def test_a_worker_that_was_stopped_is_ended_and_no_trace_is_blamed(bench: 
     assert not record.apart
 
 
+async def test_a_worker_that_was_stopped_may_end_by_itself(bench: Bench) -> None:
+    """It does not hold what all others wait for until it is killed, and what it had begun is not begun again."""
+    await bench.submit("t", seconds=0.5)
+    async with running(bench.supervisor(workers=2, hang_seconds=2)) as supervisor:
+        os.kill((await bench.begun("t", 2)).pid, signal.SIGSTOP)
+        await bench.until("t", "completed")
+
+        async def counted() -> bool:
+            return list((await supervisor.status()).deaths) == ["it was stopped for 2 s"]
+
+        await until(counted)
+    assert [line.node for line in bench.lines("t")] == ["n0", "n1", "n2"]
+
+
 async def test_a_suspect_that_gets_past_what_ran_goes_on_among_the_others(bench: Bench) -> None:
     """It is killed with the poison, executed apart, and then not any more."""
     await bench.submit("long", at=1, what="hold")

@@ -20,6 +20,7 @@ from tinyllm import (
     CheckpointStorage,
     ConfigError,
     Executor,
+    ExecutorConfig,
     Graph,
     SQLiteCheckpointStorage,
     Supervisor,
@@ -43,7 +44,8 @@ class Bench:
         return load_graph(self.graph)
 
     def supervisor(self, **settings: Any) -> Supervisor:
-        return Supervisor([self.graph], self.storage.name, **{"workers": 1, "grace": 5.0, **settings})
+        config = ExecutorConfig(durability="sync")  # what a test has seen to end is recorded
+        return Supervisor([self.graph], self.storage.name, config=config, **{"workers": 1, "grace": 5.0, **settings})
 
     async def submit(self, trace_id: str, *, priority: int = 0, not_before: float | None = None, **told: Any) -> None:
         await submit(

@@ -279,7 +279,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         slot.last_death = cause.text
         wait = slot.backoff.after(life.lived)
         logger.warning(
-            "worker %d (pid %d) died with %d traces: %s; another follows in %.1f s",
+            "worker %d (pid %d) died, which executed %d: %s; another follows in %.1f s",
             *(slot.number, pid, ran, cause.text, wait),
         )
         leaving = life.leaving

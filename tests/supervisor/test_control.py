@@ -9,6 +9,7 @@ import stat
 import struct
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +63,9 @@ def raw(path: Path, sent: bytes) -> bytes:
         connection.connect(str(path))
         connection.sendall(sent)
         came = b""
-        while part := connection.recv(65536):
-            came += part
+        with suppress(ConnectionResetError):  # it did not read all that was sent
+            while part := connection.recv(65536):
+                came += part
         return came
 
 
@@ -261,7 +263,7 @@ async def test_a_client_that_says_nothing_is_hung_up_on(store: Path, monkeypatch
 
 
 async def test_a_client_that_does_not_read_is_hung_up_on(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(control, "SECONDS", 0.2)
+    monkeypatch.setattr(control, "SECONDS", 0.05)
     monkeypatch.setattr(control, "CONNECTIONS", 1)
 
     async def much(verb: Verb) -> dict[str, Any]:
@@ -271,8 +273,11 @@ async def test_a_client_that_does_not_read_is_hung_up_on(store: Path, monkeypatc
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as deaf:
             deaf.connect(str(path))
             deaf.sendall(b'{"verb":"status"}\n')
-            monkeypatch.setattr(control, "SECONDS", 5.0)
-            assert await ask(path, "drain") == {}
+            with anyio.fail_after(5):
+                while True:
+                    with suppress(SupervisorSilent):
+                        assert await ask(path, "drain") == {}
+                        break
 
 
 async def test_a_supervisor_that_hangs_is_not_waited_for(store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -285,7 +290,6 @@ async def test_a_supervisor_that_hangs_is_not_waited_for(store: Path, monkeypatc
     async with serving(store, "one", hangs):
         (answer,) = await asked(store, "status")
         assert answer.error is not None
-    (store / DIRECTORY).mkdir(exist_ok=True)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stopped:
         stopped.bind(str(store / DIRECTORY / "two.sock"))
         stopped.listen(0)
@@ -297,7 +301,7 @@ async def test_a_supervisor_that_hangs_is_not_waited_for(store: Path, monkeypatc
         if sys.platform == "linux":  # now its queue is full, too
             (answer,) = await asked(store, "status")
             assert answer.error is not None
-            assert alive(stopped_at := store / DIRECTORY / "two.sock"), stopped_at
+            assert alive(store / DIRECTORY / "two.sock")
 
 
 async def test_many_are_served_and_never_too_many_at_once(store: Path) -> None:

@@ -185,23 +185,21 @@ async def _serve(
         places.release()
 
 
-async def _reply(
-    connection: socket.socket, answer: Callable[[Verb], Awaitable[dict[str, Any]]]
-) -> dict[str, Any] | None:
-    """What to send back, None for nothing."""
+async def _reply(connection: socket.socket, answer: Callable[[Verb], Awaitable[dict[str, Any]]]) -> bytes | None:
+    """The line to send back, None for none."""
     try:
         line = await _line(connection, REQUEST_BYTES)
         if line is None:  # somebody looked whether we live
             return None
         verb = msgspec.json.decode(line, type=_Request).verb
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        return {"error": f"this is no request: {error}"}
+        return _encode({"error": f"this is no request: {error}"})
     try:
-        found = {"ok": await answer(verb)}
-        return None if verb == "wake" else found
+        found = await answer(verb)
+        return None if verb == "wake" else _encode({"ok": found})
     except Exception as error:
         logger.exception("the control socket could not answer %r", verb)
-        return None if verb == "wake" else {"error": f"{type(error).__name__}: {error}"}
+        return None if verb == "wake" else _encode({"error": f"{type(error).__name__}: {error}"})
 
 
 def peer_uid(connection: socket.socket) -> int:
@@ -285,7 +283,7 @@ async def ask(path: Path, verb: Verb) -> dict[str, Any]:
                 except BlockingIOError:  # its queue is full, and nothing says when it is not
                     await anyio.sleep(0.02)
             with connection:
-                await _send(connection, {"verb": verb})
+                await _send(connection, _encode({"verb": verb}))
                 if verb == "wake":
                     return {}
                 line = await _line(connection, REPLY_BYTES)
@@ -359,8 +357,12 @@ async def _line(connection: socket.socket, at_most: int) -> bytes | None:
     raise ValueError(f"it is longer than {at_most:,} bytes")
 
 
-async def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    rest = json.dumps(message).encode() + b"\n"
+def _encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+async def _send(connection: socket.socket, line: bytes) -> None:
+    rest = line
     while rest:
         try:
             rest = rest[connection.send(rest) :]

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from tinyllm.core.checkpoint import CheckpointManager
     from tinyllm.core.config import CheckpointConfig, ExecutorConfig
     from tinyllm.core.executor import Executor
+    from tinyllm.core.submit import submit
     from tinyllm.errors import (
         AlreadyAnswered,
         AmbiguousTrace,
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         NothingToRun,
         NotSupervised,
         OwnershipLost,
+        Quarantined,
         QuestionNotOpen,
         RerunRefused,
         StorageError,
@@ -80,6 +82,7 @@ _HOMES = {
     "tinyllm.core.checkpoint": ["CheckpointManager"],
     "tinyllm.core.config": ["CheckpointConfig", "ExecutorConfig"],
     "tinyllm.core.executor": ["Executor"],
+    "tinyllm.core.submit": ["submit"],
     "tinyllm.graph.build": ["GraphBuilder"],
     "tinyllm.graph.context": ["ExecutionContext"],
     "tinyllm.graph.definition": ["Edge", "Graph", "Limits", "Node", "Retry"],
@@ -139,6 +142,7 @@ __all__ = [
     "NothingToRun",
     "OwnershipLost",
     "Pause",
+    "Quarantined",
     "Question",
     "QuestionNotOpen",
     "RerunRefused",
@@ -173,6 +177,7 @@ __all__ = [
     "lifespan",
     "load_graph",
     "node",
+    "submit",
 ]
 
 

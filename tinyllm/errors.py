@@ -348,6 +348,22 @@ class TraceEnded(TinyLLMError):
 
 
 @attrs.define(eq=False)
+class Quarantined(TraceEnded):
+    """The trace was set aside: `releasable`, because the processes that executed it died of it; else because it was
+    damaged. `reason` says more."""
+
+    reason: str = ""
+    releasable: bool = False
+
+    def __str__(self) -> str:
+        if self.releasable:
+            remedy = "once the cause is mended, release it: resume it with force (--force)"
+        else:
+            remedy = "it is kept to be looked at, and nothing releases it; a fork can start from its checkpoints"
+        return f"trace {self.trace_id!r} is quarantined: {self.reason}; {remedy}"
+
+
+@attrs.define(eq=False)
 class NothingToRun(TinyLLMError):
     """A trace that was saved by hand has no frontier: there is nothing that a graph could go on with."""
 

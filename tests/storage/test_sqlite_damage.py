@@ -213,7 +213,14 @@ NOT_SEALED = {
 def everything(read: Loader, trace_id: str) -> object:
     revs = [checkpoint.rev for checkpoint in read.checkpoints(trace_id, 100, 0)]
     return (
-        attrs.evolve(read.found(trace_id), updated_at=0.0, epoch=0, owner=None, owner_alive=None),
+        # (When and where it is executed, and by whom, makes no difference to what it computes.)
+        attrs.evolve(
+            attrs.evolve(read.found(trace_id), priority=0, not_before=None, apart=False),
+            updated_at=0.0,
+            epoch=0,
+            owner=None,
+            owner_alive=None,
+        ),
         read.definition(trace_id),
         [attrs.asdict(read.load(trace_id, rev)) | {"record": None} for rev in (None, *revs)],
         [repr(checkpoint) for checkpoint in read.checkpoints(trace_id, 100, 0)],

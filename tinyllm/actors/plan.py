@@ -118,8 +118,9 @@ class Plan(Delivery):
 
     # -- beginning ---------------------------------------------------------------------------------------------
 
-    def begin(self, task: Captured, variables: Mapping[str, bytes]) -> Delta:
-        """Admission: the task arrives at every entry."""
+    def begin(self, task: Captured, variables: Mapping[str, bytes], status: Status = "running") -> Delta:
+        """Admission: the task arrives at every entry. `status`: `queued` where it is for others to go on."""
+        self.status = status
         delta = self._draft()
         for key, body in variables.items():
             delta.set(self.versions, key, body)

@@ -2,25 +2,45 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from tinyllm.core.changes import changes
+from tinyllm.core.config import CheckpointConfig
 from tinyllm.errors import (
+    CheckpointDamaged,
     ConfigError,
     GraphChanged,
     NodeMissing,
     NothingToRun,
+    Quarantined,
+    TraceEnded,
     TraceExists,
     TraceMismatch,
     ValueNotStorable,
 )
 from tinyllm.graph.definition import END, Graph, after
+from tinyllm.graph.payload import decode_error
 from tinyllm.graph.redact import Redaction
 from tinyllm.graph.values import digest
 from tinyllm.graph.variables import capture_variables
 from tinyllm.storage.contract import CheckpointRecord, CheckpointStorage, Snapshot, TraceRecord
 from tinyllm.storage.records import BY_HAND
+
+
+def check_arguments(
+    graph: object, config: object, checkpoint_storage: object, kind: type[CheckpointConfig] = CheckpointConfig
+) -> None:
+    """:raises ConfigError: that is no graph, no settings of that kind, or no storage; or they do not go together."""
+    if not isinstance(graph, Graph):
+        raise ConfigError("graph", graph, "a Graph: load_graph(path) reads one, GraphBuilder makes one")
+    if not isinstance(config, kind | None):
+        raise ConfigError("config", config, f"{'an' if kind.__name__[0] in 'AEIOU' else 'a'} {kind.__name__}")
+    if not isinstance(checkpoint_storage, CheckpointStorage | str | os.PathLike | None):
+        raise ConfigError("checkpoint_storage", checkpoint_storage, "None, a path, or a storage")
+    if config is not None:
+        refuse_hidden(graph, config.redaction)
 
 
 def initial_variables(
@@ -48,6 +68,30 @@ def check_own_graph(graph: Graph, record: TraceRecord) -> None:
     if record.graph_id != graph.id:
         remedy = f"resume it with graph {record.graph_id!r}, or use a new id"
         raise TraceMismatch(record.trace_id, f"graph ({record.graph_id!r})", remedy)
+
+
+def refuse_cancelled(record: TraceRecord, *, force: bool = False) -> None:
+    """:raises TraceEnded: it is cancelled, or quarantined; with `force`, only if it cannot be released either."""
+    if record.status == "cancelled" or (record.status == "quarantined" and not (force and _killed(record))):
+        raise _ended(record)
+
+
+def refuse_quarantined(record: TraceRecord, *, force: bool) -> None:
+    """:raises Quarantined: it killed who executed it, and is not to be released; or it is, and was damaged instead."""
+    if record.status == "quarantined" and force != _killed(record):
+        raise _ended(record)
+
+
+def _killed(record: TraceRecord) -> bool:
+    """Whether a quarantined trace is so because its workers died of it; else it was damaged."""
+    return record.error is None or decode_error(record.error).type != CheckpointDamaged.__name__
+
+
+def _ended(record: TraceRecord) -> TraceEnded:
+    if record.status != "quarantined":
+        return TraceEnded(record.trace_id, record.status)
+    why = "why cannot be read" if record.error is None else decode_error(record.error).message
+    return Quarantined(record.trace_id, record.status, why, releasable=_killed(record))
 
 
 async def check_same_fork(

@@ -15,7 +15,7 @@ from tinyllm.actors.events import Event
 from tinyllm.actors.plan import Plan
 from tinyllm.core import outside
 from tinyllm.core.checkpoint import last_context
-from tinyllm.core.checks import refuse_hidden
+from tinyllm.core.checks import check_arguments
 from tinyllm.core.config import ExecutorConfig
 from tinyllm.core.engine import Client, Engine
 from tinyllm.core.store import open_storage
@@ -56,14 +56,8 @@ class Executor(anyio.AsyncContextManagerMixin):
         on_event: Callable[[Event], None] | None = None,
     ) -> None:
         self.graph = graph
-        if not isinstance(graph, Graph):
-            raise ConfigError("graph", graph, "a Graph: load_graph(path) reads one, GraphBuilder makes one")
-        if not isinstance(config, ExecutorConfig | None):
-            raise ConfigError("config", config, "an ExecutorConfig")
-        if not isinstance(checkpoint_storage, CheckpointStorage | str | os.PathLike | None):
-            raise ConfigError("checkpoint_storage", checkpoint_storage, "None, a path, or a storage")
+        check_arguments(graph, config, checkpoint_storage, ExecutorConfig)
         self.config = config or ExecutorConfig()
-        refuse_hidden(graph, self.config.redaction)
         self._given = checkpoint_storage
         self._opened: CheckpointStorage | None = None
         self._deps = deps
@@ -87,6 +81,11 @@ class Executor(anyio.AsyncContextManagerMixin):
 
     _context = context
     """What programs that were written against an older interface call it."""
+
+    @property
+    def owner_id(self) -> str | None:
+        """The owner that the traces executed here have, while `async with` lasts; None where nothing is recorded."""
+        return None if self._shared is None else self._shared.owner_id
 
     # -- lifecycle ---------------------------------------------------------------------------------------------
 
@@ -211,6 +210,7 @@ class Executor(anyio.AsyncContextManagerMixin):
         accept_graph_change: bool = False,
         take_over: bool = False,
         rerun_effects: bool = False,
+        force: bool = False,
     ) -> TaskResponse:
         """Continue an interrupted trace, try a failed one again, or answer a paused one; of one that is completed or
         cancelled, return the stored outcome.
@@ -223,6 +223,10 @@ class Executor(anyio.AsyncContextManagerMixin):
         which, and what runs again. What was damaged is kept under another id, `quarantined`. `rerun_effects`: also if
         nodes with effects have run since, and run again, with the same keys.
 
+        `force`: also one that is quarantined because the processes that executed it died of it. It is executed here,
+        and its deaths are forgotten.
+
+        :raises Quarantined: it is, and that is not forced; or it is because it was damaged.
         :raises QuestionNotOpen, AnswerRefused, AlreadyAnswered: as `answer()`.
         :raises TraceNotFound: naming ids that are near, and the store that was searched.
         :raises GraphChanged: the topology, a reducer or a node's version changed since, unless that is accepted.
@@ -233,7 +237,24 @@ class Executor(anyio.AsyncContextManagerMixin):
         """
         async with self._client() as client:
             call = TraceCall(self.graph, client)
-            return await call.resume(trace_id, accept_graph_change, answers, take_over, rerun_effects)
+            return await call.resume(trace_id, accept_graph_change, answers, take_over, rerun_effects, force)
+
+    async def adopt(self, trace_id: str, *, accept_graph_change: bool = False) -> TaskResponse:
+        """Go on with a trace that was claimed (`Claim`) for `owner_id`: as `resume_from_checkpoint()`, but nobody asked
+        for it. So what failed is not tried again beyond its budget, and a pause that was left for the trace pauses it.
+
+        Whatever is raised, a trace that has not ended then is still this owner's, unless the error is `TraceOwned`,
+        `OwnershipLost` or `StorageFailed`: whoever claimed it gives it up (`Release`, with the epoch that its record
+        has now), and says from when on it may be claimed again. What is returned is given up, whatever its status.
+
+        :raises ConfigError: nothing is recorded here.
+        :raises TraceOwned: it is executed here already; or it is another owner's.
+        :raises Quarantined: it is.
+        :raises TraceNotFound, TraceMismatch, GraphChanged, NodeMissing, RerunRefused, TraceUnreadable, ExecutionError,
+            StorageFailed: as `resume_from_checkpoint()`.
+        """
+        async with self._client() as client:
+            return await TraceCall(self.graph, client, claimed=True).resume(trace_id, accept_graph_change)
 
     async def fork(
         self,

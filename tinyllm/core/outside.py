@@ -15,6 +15,7 @@ import attrs
 
 from tinyllm.core.config import CheckpointConfig
 from tinyllm.core.store import check_name, shown
+from tinyllm.core.wake import wake
 from tinyllm.errors import (
     AlreadyAnswered,
     CheckpointDamaged,
@@ -77,7 +78,7 @@ async def answer(
     """Answer a question, once and for all; returns the one that was answered.
 
     `question` is its `id` or its `name`; it may be left out where only one is open. A trace without a live owner is
-    ready to be resumed then. `redact`: as the setting of `CheckpointConfig`.
+    ready to be resumed then, or claimed by a supervisor. `redact`: as the setting of `CheckpointConfig`.
 
     :raises QuestionNotOpen: no such question waits, or several do.
     :raises AnswerRefused: the value does not fit the question's schema.
@@ -87,6 +88,7 @@ async def answer(
     redaction = CheckpointConfig(redact=redact).redaction
     (asked,) = await leave_answers(storage, trace_id, [(question, value)], redaction)
     await carry_out(storage, trace_id)
+    wake(storage)
     return asked
 
 

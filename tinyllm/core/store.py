@@ -55,6 +55,13 @@ async def opened_storage(
         await storage.close()
 
 
+@asynccontextmanager
+async def borrowed_storage(storage: CheckpointStorage) -> AsyncIterator[CheckpointStorage]:
+    """A storage that somebody else opened, or did not yet, and closes."""
+    await storage.initialize()
+    yield storage
+
+
 async def find_trace(storage: CheckpointStorage, reference: str, *, damaged: bool = False) -> TraceRecord:
     """The trace whose id is `reference`, or the only one whose id begins so, or for `@last` the one last updated.
     `damaged`: also one whose record is damaged, as lists show it.

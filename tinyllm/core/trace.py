@@ -15,7 +15,15 @@ import attrs
 from tinyllm.actors import events
 from tinyllm.actors.lease import TTL
 from tinyllm.actors.plan import Plan
-from tinyllm.core.checks import check_graph, check_own_graph, check_same_fork, initial_variables
+from tinyllm.core.admission import admission, check_same_task, input_digest, perhaps_admitted
+from tinyllm.core.checks import (
+    check_graph,
+    check_own_graph,
+    check_same_fork,
+    initial_variables,
+    refuse_cancelled,
+    refuse_quarantined,
+)
 from tinyllm.core.engine import Client
 from tinyllm.core.fork import fork_delta
 from tinyllm.core.outcome import failure, response, stored_response
@@ -26,12 +34,8 @@ from tinyllm.errors import (
     CheckpointDamaged,
     CheckpointNotFound,
     ConfigError,
-    DatabaseLocked,
     OwnershipLost,
-    StorageUnavailable,
-    TraceEnded,
     TraceExists,
-    TraceMismatch,
     ValueNotReadable,
 )
 from tinyllm.graph.definition import Graph
@@ -43,12 +47,13 @@ from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
     Acquired,
-    Admit,
+    Acquit,
     Admitted,
     CheckpointRecord,
     CheckpointStorage,
     Command,
     Delta,
+    Done,
     FallBack,
     Fork,
     Snapshot,
@@ -63,11 +68,15 @@ logger = logging.getLogger(__name__)
 
 
 class TraceCall:
-    """Decides what a call means for the trace it names, and has that executed by the client's engine."""
+    """Decides what a call means for the trace it names, and has that executed by the client's engine.
 
-    def __init__(self, graph: Graph, client: Client) -> None:
+    `claimed`: nobody asked for this trace just now. The engine's owner claimed it, and holds it until it is executed.
+    """
+
+    def __init__(self, graph: Graph, client: Client, *, claimed: bool = False) -> None:
         self._graph = graph
         self._client = client
+        self._claimed = claimed
 
     @property
     def _storage(self) -> CheckpointStorage:
@@ -82,7 +91,7 @@ class TraceCall:
     ) -> TaskResponse:
         """As `Executor.execute`."""
         initial = initial_variables(self._graph, variables, "variables", self._client.engine.config.redaction)
-        task_digest = _input_digest(task, initial)
+        task_digest = input_digest(task, initial)
         if trace_id is not None:
             check_trace_id(trace_id)
         if self._client.engine.storage is None:
@@ -97,10 +106,7 @@ class TraceCall:
                 return await self._admit(plan, task, initial, task_digest)
             except TraceExists:  # chosen at random, or admitted by somebody else just now
                 record = None if trace_id is None else await self._storage.trace(trace_id)
-        check_own_graph(self._graph, record)
-        if record.task_digest != task_digest:
-            remedy = "use a new id, or resume the trace without naming them"
-            raise TraceMismatch(record.trace_id, "task, or other initial variables", remedy)
+        check_same_task(self._graph, record, task_digest)
         return await self._go_on(record, retry=False, accept_graph_change=accept_graph_change)
 
     async def resume(
@@ -110,32 +116,34 @@ class TraceCall:
         answers: Mapping[str, Any] | None = None,
         take_over: bool = False,
         rerun_effects: bool = False,
+        force: bool = False,
     ) -> TaskResponse:
-        """As `Executor.resume_from_checkpoint`."""
+        """As `Executor.resume_from_checkpoint`; of a trace that was claimed, as `Executor.adopt`."""
         try:
             snapshot = await self._storage.load(trace_id)
         except CheckpointDamaged as damage:
             if answers:  # what was asked is asked again
                 raise
-            return await self._fall_back(damage, accept_graph_change, take_over, rerun_effects)
+            return await self._fall_back(damage, accept_graph_change, take_over, rerun_effects, force)
         check_own_graph(self._graph, snapshot.record)
+        refuse_quarantined(snapshot.record, force=force)
         if answers:
             await leave_answers(self._storage, trace_id, answers.items(), self._client.engine.config.redaction)
             self._client.engine.look()
         return await self._go_on(
             snapshot.record,
-            retry=True,
+            retry=not self._claimed,
             accept_graph_change=accept_graph_change,
             snapshot=snapshot,
             take_over=take_over,
+            force=force,
         )
 
     async def execute_in(self, trace_id: str, task: Captured, accept_graph_change: bool) -> TaskResponse:
         """As `Executor.execute(task, resume_trace_id=trace_id)`."""
         record = await found(self._storage, trace_id)
         check_own_graph(self._graph, record)
-        if record.status in ("cancelled", "quarantined"):
-            raise TraceEnded(trace_id, record.status)
+        refuse_cancelled(record)
         return await self._go_on(record, retry=True, accept_graph_change=accept_graph_change, task=task)
 
     async def fork(
@@ -164,21 +172,20 @@ class TraceCall:
         return await self._go(*await self._forked(write, noted), noted, again=0, lost=0)
 
     async def _fall_back(
-        self, damage: CheckpointDamaged, accept_graph_change: bool, take_over: bool, rerun_effects: bool
+        self, damage: CheckpointDamaged, accept_graph_change: bool, take_over: bool, rerun_effects: bool, force: bool
     ) -> TaskResponse:
         """Go on with a damaged trace from its newest checkpoint that is whole, under its own id."""
         intact = await self._storage.load_intact(damage.trace_id)
         good, seen = intact.snapshot, intact.snapshot.record
         check_own_graph(self._graph, seen)
-        if seen.status in ("cancelled", "quarantined"):
-            raise TraceEnded(seen.trace_id, seen.status) from damage
+        refuse_cancelled(seen, force=force)
         noted = await check_graph(self._storage, self._graph, good, accept_graph_change)
         if not take_over:
             await self._unowned(seen)
         way = await WayBack.of(self._storage, intact, damage)
         now = (await self._storage.load_intact(damage.trace_id)).snapshot.record
         if (now.trace, now.epoch, now.rev) != (seen.trace, seen.epoch, seen.rev):
-            return await self.resume(damage.trace_id, accept_graph_change, None, take_over, rerun_effects)
+            return await self.resume(damage.trace_id, accept_graph_change, None, take_over, rerun_effects, force)
         if not rerun_effects:
             way.refuse_effects(self._graph)
         self._serve(seen)
@@ -187,7 +194,7 @@ class TraceCall:
             write = way.write(self._client.engine.owner_id)
             plan, snapshot = await self._forked(write, [] if way.cancelled else noted)
         except (OwnershipLost, TraceExists):  # to somebody who had it fall back, or go on, just then
-            return await self.resume(damage.trace_id, accept_graph_change, None, take_over, rerun_effects)
+            return await self.resume(damage.trace_id, accept_graph_change, None, take_over, rerun_effects, force)
         self._client.engine.emit(way.told)
         if not self._client.engine.observed:
             where = f"goes on from step {good.step}, and what was damaged is kept as {way.kept_as}"
@@ -195,7 +202,8 @@ class TraceCall:
         if way.cancelled:
             return stored_response(plan, snapshot)
         again = running + (way.again or Counter()).total()
-        return await self._go(plan, snapshot, noted, again=again, lost=lost)
+        opening = [plan.close("paused")] if self._claimed and way.paused else []
+        return await self._go(plan, snapshot, noted, again=again, lost=lost, opening=opening)
 
     async def _forked(self, write: Fork | FallBack, noted: list[str]) -> tuple[Plan, Snapshot]:
         """A fork that was made and is ours, ready to be executed."""
@@ -230,26 +238,13 @@ class TraceCall:
     async def _admit(
         self, plan: Plan, task: Captured, variables: Mapping[str, bytes], task_digest: str
     ) -> TaskResponse:
-        write = Admit(
-            trace_id=plan.trace_id,
-            graph_id=self._graph.id,
-            graph_version=self._graph.version,
-            fingerprint=self._graph.fingerprint,
-            definition=self._graph.definition,
-            graph_path=self._graph.path,
-            task_digest=task_digest,
-            history=self._graph.history,
-            owner=self._client.engine.owner_id,
-            first=plan.begin(task, variables),
-        )
+        first = plan.begin(task, variables)
+        write = admission(self._graph, plan.trace_id, task_digest, first, owner=self._client.engine.owner_id)
         self._client.trace_id = plan.trace_id
         async with self._client.engine.admissions:
-            try:
+            with perhaps_admitted(plan.trace_id):
                 admitted = await self._client.engine.ask(plan.trace_id, write, Admitted)
-            except (DatabaseLocked, StorageUnavailable) as error:
-                error.add_note(f"it may have been admitted all the same; call again with trace_id={plan.trace_id!r}")
-                raise
-        del write  # here it would live, with the first delta, as long as the trace runs
+        del first, write  # here it would live, with the first delta, as long as the trace runs
         plan.key, plan.epoch = admitted.trace, admitted.epoch
         self._client.last = plan
         return await self._run(
@@ -265,10 +260,17 @@ class TraceCall:
         task: Captured | None = None,
         snapshot: Snapshot | None = None,
         take_over: bool = False,
+        force: bool = False,
     ) -> TaskResponse:
         """`retry`: a failed one is tried again. `task`: what the trace is told besides; a completed one runs with it as
-        its next generation. `snapshot` is the trace's state if that was read with `record`."""
-        if record.status in UNOWNED and not await self._wakes(record, retry=retry, told=task is not None):
+        its next generation. `snapshot` is the trace's state if that was read with `record`. `force`: a quarantined one
+        is released."""
+        released = force and record.status == "quarantined"
+        if (
+            record.status in UNOWNED
+            and not released
+            and not await self._wakes(record, retry=retry, told=task is not None)
+        ):
             return await self._stored(record.trace_id)
         seen = record
         if not take_over:
@@ -281,8 +283,14 @@ class TraceCall:
             acquired = await self._acquire(record.trace, record.trace_id, record.epoch)
         except OwnershipLost:  # to somebody who executes it now, or who answered, or saved a checkpoint, just then
             taken = await found(self._storage, record.trace_id)
-            return await self._go_on(taken, retry=retry, accept_graph_change=accept_graph_change, task=task)
+            refuse_quarantined(taken, force=force)
+            return await self._go_on(
+                taken, retry=retry, accept_graph_change=accept_graph_change, task=task, force=force
+            )
         with self._given_back(record.trace_id, record.trace, acquired.epoch):
+            if released:  # only now: should this process die before, the trace is not without its deaths
+                write = Acquit(record.trace, record.trace_id, acquired.epoch)
+                await self._client.engine.ask(record.trace_id, write, Done)
             if acquired.rev == snapshot.rev:
                 snapshot = attrs.evolve(snapshot, record=attrs.evolve(snapshot.record, epoch=acquired.epoch))
             else:  # the last owner was not dead yet
@@ -290,7 +298,7 @@ class TraceCall:
             again, lost = _toll(attrs.evolve(record, step=snapshot.step), snapshot)
             plan = self._planned(snapshot, retry=retry)
             commands = [] if acquired.told is False else await self._storage.commands(trace=record.trace)
-            opening = _opening(plan, record, commands, task)
+            opening = _opening(plan, record, commands, task, lifts=not self._claimed)
         return await self._go(plan, snapshot, noted, again=again, lost=lost, opening=opening)
 
     async def _wakes(self, record: TraceRecord, *, retry: bool, told: bool) -> bool:
@@ -328,11 +336,13 @@ class TraceCall:
 
     @contextmanager
     def _given_back(self, trace_id: str, trace: int, epoch: int) -> Iterator[None]:
-        """What is ours and not executed yet is let go of where that comes to nothing."""
+        """What is ours and not executed yet is let go of where that comes to nothing. (Of what was claimed, that is for
+        whoever claimed it: it says when the trace may be claimed again.)"""
         try:
             yield
         except BaseException:
-            self._client.engine.let_go(trace_id, trace, epoch)
+            if not self._claimed:
+                self._client.engine.let_go(trace_id, trace, epoch)
             raise
 
     async def _restored(self, trace_id: str, *, retry: bool = True) -> tuple[Plan, Snapshot]:
@@ -359,7 +369,8 @@ class TraceCall:
         opening: Sequence[Delta] = (),
     ) -> TaskResponse:
         """Execute a trace that is ours from what the store has of it."""
-        started = events.TraceStarted(plan.trace_id, True, snapshot.step, again, lost, tuple(noted), plan.waiting())
+        resumed = snapshot.record.status != "queued"
+        started = events.TraceStarted(plan.trace_id, resumed, snapshot.step, again, lost, tuple(noted), plan.waiting())
         return await self._run(plan, snapshot.record.rev, started, opening, began=snapshot.record.created_at)
 
     async def _run(
@@ -437,17 +448,26 @@ class TraceCall:
 def _toll(record: TraceRecord, snapshot: Snapshot) -> tuple[int, int | None]:
     """How many activations were running when a trace stopped, and how many finished steps were not durable yet, or None
     where nothing can tell."""
+    if record.status == "queued":
+        return 0, 0
     if record.high_water is not None:
         handed, running = record.high_water
         return running, max(0, handed - record.step)
     return sum(row.state == "cancelled" for row in snapshot.frontier), 0 if record.owner is None else None
 
 
-def _opening(plan: Plan, record: TraceRecord, commands: Sequence[Command], task: Captured | None) -> list[Delta]:
-    """The deltas by which a restored trace goes on: what others left for it, and what it is told now."""
+def _opening(
+    plan: Plan, record: TraceRecord, commands: Sequence[Command], task: Captured | None, *, lifts: bool = True
+) -> list[Delta]:
+    """The deltas by which a restored trace goes on: what others left for it, and what it is told now. `lifts`: a pause
+    that was left is lifted by this."""
     if cancels := [command.id for command in commands if command.kind == "cancel"]:
         return [plan.close("cancelled", cancels)]
-    opening = [plan.heed(commands)] if commands else []
+    pauses = [] if lifts else [command.id for command in commands if command.kind == "pause"]
+    heeded = [command for command in commands if command.id not in pauses]
+    opening = [plan.heed(heeded)] if heeded else []
+    if pauses:
+        opening.append(plan.close("paused", pauses))
     if task is not None:
         told = digest(task.body)
         if record.status == "completed":
@@ -455,8 +475,3 @@ def _opening(plan: Plan, record: TraceRecord, commands: Sequence[Command], task:
         elif told != record.last_task:  # once, however often it is told
             opening.append(plan.hear(task, told))
     return opening
-
-
-def _input_digest(task: Captured, variables: Mapping[str, bytes]) -> str:
-    """Of the task and the initial variables: the same id with others is refused."""
-    return digest(task.body + b"".join(b"\n%s=%s" % (key.encode(), variables[key]) for key in sorted(variables)))

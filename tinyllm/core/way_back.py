@@ -27,6 +27,7 @@ class WayBack:
     again: Counter[str] | None
     begun: Counter[str]
     cancelled: bool
+    paused: bool
     """Somebody had told it to be."""
 
     @classmethod
@@ -43,8 +44,8 @@ class WayBack:
             again = None
         if step != good.record.step:
             again = None
-        cancelled = any(command.kind == "cancel" for command in left)
-        return cls(good, damage, again, Counter(map(after, intact.planned)), cancelled)
+        told = {command.kind for command in left}
+        return cls(good, damage, again, Counter(map(after, intact.planned)), "cancel" in told, "pause" in told)
 
     def refuse_effects(self, graph: Graph) -> None:
         """:raises RerunRefused: something with effects may have happened since, and would happen again."""

@@ -648,7 +648,7 @@ class Intact:
 
 @attrs.frozen
 class Lease:
-    """An owner that traces name, as the store knows it. `owner` is None, and `beat` 0, where it has no lease (any more).
+    """An owner that traces name, as the store knows it. `owner` is None, and `beat` 0, where it has no lease.
     `alive` as `TraceRecord.owner_alive`."""
 
     id: str

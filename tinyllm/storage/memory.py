@@ -21,22 +21,29 @@ from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
     Acquired,
+    Acquit,
     Admit,
     Admitted,
     Append,
     Appended,
+    Backlog,
     CheckpointRecord,
     CheckpointStorage,
+    Claim,
+    Claimed,
     Command,
     Delete,
     Delta,
+    Disown,
     Done,
     Drop,
     FallBack,
     Fork,
+    Held,
     HighWater,
     Intact,
     Label,
+    Lease,
     Leave,
     MessageRow,
     Outcome,
@@ -55,6 +62,7 @@ from tinyllm.storage.contract import (
 from tinyllm.storage.memory_leases import HighWaterInMemory, Leases
 from tinyllm.storage.memory_prune import bury, drop, prune
 from tinyllm.storage.memory_trace import Checkpoint, Definition, Trace
+from tinyllm.storage.memory_waiting import Waiting
 
 T = TypeVar("T")
 
@@ -73,6 +81,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._definitions: WeakValueDictionary[bytes, Definition] = WeakValueDictionary()
         self._high_water: dict[int, HighWaterInMemory] = {}
         self._leases = Leases()
+        self._waiting = Waiting()
         self._reading = _Reading(self)
         self._closed = False
 
@@ -88,11 +97,13 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._keys.clear()
         self._high_water.clear()
         self._leases.clear()
+        self._waiting.clear()
 
     # -- writing -----------------------------------------------------------------------------------------------
 
     async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
         now = time()
+        self._let_go()
         return [self._carry_out(write, now) for write in writes]
 
     def _carry_out(self, write: Write, now: float) -> Outcome:
@@ -109,8 +120,15 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             case Release():
                 trace = self._traces.get(write.trace)
                 if trace and trace.epoch == write.epoch:
-                    trace.owner = None
+                    trace.owner, trace.due = None, write.not_before
+                    self._waiting.note(trace)
                 return Done()
+            case Claim():
+                return self._claim(write, now)
+            case Disown():
+                return self._disown(write, now)
+            case Acquit():
+                return self._acquit(write)
             case Fork():
                 return self._fork(write, now)
             case FallBack():
@@ -160,8 +178,10 @@ class InMemoryCheckpointStorage(CheckpointStorage):
                 task_digest=write.task_digest,
                 last_task=write.task_digest,
                 window=write.history,
-                owner=write.owner,
+                owner=None if write.first.status == "queued" else write.owner,
                 created_at=now,
+                priority=write.priority,
+                due=write.not_before,
             ),
             write.first,
             now,
@@ -191,6 +211,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             window=parent.window,
             owner=write.owner,
             created_at=now,
+            priority=parent.priority,
             parent=parent,
             parent_rev=start.rev,
             parent_step=start.step,
@@ -213,8 +234,10 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             return outcome
         self._keys[write.kept_as] = trace.key
         trace.trace_id, trace.status, trace.owner, trace.error = write.kept_as, "quarantined", None, write.error
+        trace.died = None
         trace.epoch += 1
         trace.updated_at = now
+        self._waiting.note(trace)
         return outcome
 
     def _begin(self, trace: Trace, first: Delta, now: float) -> Admitted:
@@ -229,6 +252,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         trace.add(delta, now)
         if delta.status in UNOWNED:
             trace.owner = None
+        self._waiting.note(trace)
 
     def _acquire(self, write: Acquire, now: float) -> Outcome:
         if write.definition is not None and (refused := definition_too_big(write.definition)):
@@ -237,8 +261,9 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         if trace is None or trace.epoch != write.epoch:
             return OwnershipLost(write.trace_id)
         trace.epoch += 1
-        trace.owner = write.owner
+        trace.owner, trace.due, trace.died = write.owner, None, None
         trace.updated_at = now
+        self._waiting.note(trace)
         if write.definition is not None:
             trace.status = "running"
             trace.error = None
@@ -246,6 +271,46 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             trace.definition = self._defined(write.definition)
             trace.graph_path = write.graph_path
         return Acquired(trace.epoch, trace.rev, bool(trace.commands))
+
+    def _claim(self, write: Claim, now: float) -> Outcome:
+        taken = []
+        for trace, wanted in self._waiting.next(write, self._traces, now):
+            trace.epoch += 1
+            trace.owner, trace.died = wanted.owner, None
+            trace.updated_at = now
+            self._waiting.note(trace)
+            self._leases.renew_if_due(wanted.owner)
+            taken.append(Held(trace.key, trace.trace_id, trace.graph_id, trace.epoch))
+        return Claimed(tuple(taken))
+
+    def _disown(self, write: Disown, now: float) -> Outcome:
+        trace = self._traces.get(write.trace)
+        if trace is None or (trace.epoch, trace.owner) != (write.epoch, write.owner):
+            return OwnershipLost(write.trace_id)
+        trace.epoch += 1
+        trace.owner, trace.died = None, self._leases.get(write.owner)
+        trace.deaths, trace.apart = write.deaths, write.apart
+        trace.updated_at = now
+        if write.error is not None:
+            trace.quarantine(write.error)
+        self._waiting.note(trace)
+        return Done()
+
+    def _acquit(self, write: Acquit) -> Outcome:
+        trace = self._traces.get(write.trace)
+        if trace is None or trace.epoch != write.epoch:
+            return OwnershipLost(write.trace_id)
+        trace.deaths, trace.apart = None, False
+        self._waiting.note(trace)
+        return Done()
+
+    def _let_go(self) -> None:
+        """Take from owners that were retired, which any thread may do, what they still had."""
+        if retired := self._leases.retired():
+            for trace in list(self._waiting.owned.values()):
+                if trace.owner in retired:
+                    trace.owner = None
+                    self._waiting.note(trace)
 
     def _leave(self, write: Leave, now: float) -> Outcome:
         if refused := answer_too_big(write):
@@ -270,6 +335,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             return Done()
         del self._keys[trace.trace_id]
         self._high_water.pop(trace.key, None)
+        self._waiting.forget(trace.key)
         # From here on only its forks know it. Whatever goes with its last one, goes; so on up the line of tombstones.
         while trace and trace.key not in self._traces and bury(trace):
             trace = trace.unpin()
@@ -351,6 +417,28 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             traces = [each for each in self._traces.values() if owner is not None and each.owner == owner]
         return sorted((command for each in traces for command in each.commands.values()), key=lambda left: left.id)
 
+    async def next_due(self, graph_ids: Sequence[str], *, apart: bool = False) -> float | None:
+        self._let_go()
+        return self._waiting.next_due(graph_ids, apart, time())
+
+    async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
+        self._let_go()
+        return self._waiting.backlog(graph_ids, self._traces, time())
+
+    async def owners(self) -> list[Lease]:
+        self._let_go()
+        found = []
+        for owner in sorted({trace.owner for trace in self._waiting.owned.values() if trace.owner is not None}):
+            lease = self._leases.get(owner)
+            alive = owners.alive(lease.owner) if lease else False
+            found.append(Lease(owner, lease.owner if lease else None, lease.beat if lease else 0, alive))
+        return found
+
+    async def held(self, owner: str) -> list[TraceRecord]:
+        self._let_go()
+        traces = sorted(self._waiting.owned.values(), key=lambda trace: trace.key)
+        return [self.record(trace) for trace in traces if trace.owner == owner]
+
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:
         answers = self._traces[trace].answers if trace in self._traces else {}
         found = [(number, id_, name) for id_, named in answers.items() for name, number in named.items()]
@@ -363,10 +451,11 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         return self._traces[key]
 
     def record(self, trace: Trace) -> TraceRecord:
-        lease = self._leases.get(trace.owner)
-        owner_alive = owners.alive(lease.owner) if lease else False
+        lease = self._leases.get(trace.owner) if trace.owner is not None else trace.died
+        owner_alive = owners.alive(lease.owner) if lease and trace.owner is not None else False
         parent = trace.parent if trace.parent and trace.parent.key in self._traces else None
         noted = self._high_water.get(trace.key)
+        noted_at = trace.epoch if trace.died is None else trace.epoch - 1
         return TraceRecord(
             trace=trace.key,
             trace_id=trace.trace_id,
@@ -385,13 +474,17 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             owner=lease.owner if lease else None,
             owner_beat=lease.beat if lease else 0,
             owner_alive=owner_alive,
-            high_water=noted.mark if noted and lease and noted.epoch == trace.epoch else None,
+            high_water=noted.mark if noted and lease and noted.epoch == noted_at else None,
             parent=parent.trace_id if parent else None,
             parent_rev=trace.parent_rev,
             parent_step=trace.parent_step,
             created_at=trace.created_at,
             updated_at=trace.updated_at,
             error=trace.error,
+            priority=trace.priority,
+            not_before=trace.due if trace.due is not None and trace.due > time() else None,
+            apart=trace.apart,
+            deaths=trace.deaths,
         )
 
     # -- ownership ---------------------------------------------------------------------------------------------

@@ -39,6 +39,8 @@ class Leases:
     def __init__(self) -> None:
         self._lock = Lock()
         self._leases: dict[str, Lease] = {}
+        self._retired: set[str] = set()
+        """Those that still have to let go of their traces."""
 
     def get(self, owner_id: str | None) -> Lease | None:
         return self._leases.get(owner_id) if owner_id is not None else None
@@ -64,6 +66,15 @@ class Leases:
         with self._lock:
             owners.let_go(owner.id)
             self._leases.pop(owner.id, None)
+            self._retired.add(owner.id)
+
+    def retired(self) -> set[str]:
+        """The owners that were retired since this was last asked."""
+        if not self._retired:
+            return self._retired
+        with self._lock:
+            retired, self._retired = self._retired, set()
+            return retired
 
     def clear(self) -> None:
         with self._lock:

@@ -30,6 +30,7 @@ from tinyllm.storage.contract import (
     StepRow,
     VariableRow,
 )
+from tinyllm.storage.memory_leases import Lease
 
 by_seq = attrgetter("seq")
 by_step = attrgetter("step")
@@ -100,6 +101,13 @@ class Trace:
     """How many messages of the history are kept; None: all."""
     owner: str | None
     created_at: float
+    priority: int = 0
+    due: float | None = None
+    """UTC seconds before which it is not to be claimed."""
+    apart: bool = False
+    died: Lease | None = None
+    """Of the owner at whose death it was taken away from it, until it has another one."""
+    deaths: bytes | None = None
     parent: Trace | None = None
     parent_rev: int | None = None
     parent_step: int | None = None
@@ -162,7 +170,7 @@ class Trace:
         for command in delta.consumed:
             self.commands.pop(command, None)
         if delta.status in TERMINAL:
-            self.commands = {number: left for number, left in self.commands.items() if left.kind == "answer"}
+            self._outlive_commands()
         self.checkpoints.append(
             Checkpoint(
                 epoch=self.epoch,
@@ -190,6 +198,12 @@ class Trace:
         self.error = delta.error
         self.updated_at = now
 
+    def quarantine(self, error: bytes) -> None:
+        """Take it out of service, if it was going on."""
+        if self.status in ("queued", "running"):
+            self.status, self.error, self.due = "quarantined", error, None
+            self._outlive_commands()
+
     def leave(self, write: Leave, number: int, now: float) -> Left | AlreadyAnswered | TraceEnded:
         """Leave a command, as that of the id `number` if there is none like it."""
         if self.status in TERMINAL:
@@ -203,6 +217,9 @@ class Trace:
                     return Left(command.id)
         self.commands[number] = Command(number, self.key, write.kind, write.activation, write.name, write.body, now)
         return Left(number)
+
+    def _outlive_commands(self) -> None:
+        self.commands = {number: left for number, left in self.commands.items() if left.kind == "answer"}
 
     # -- reading -----------------------------------------------------------------------------------------------
 

@@ -167,8 +167,9 @@ def _problems(connection: sqlite3.Connection, path: Path, noted: int) -> tuple[s
 
 def _holders(connection: sqlite3.Connection) -> Iterator[Holder]:
     for lease in owned.leases(connection).values():
-        (count,) = connection.execute("SELECT count(*) FROM traces WHERE owner = ?", (lease.owner.id,)).fetchone()
-        yield Holder(lease.owner, lease.alive, count)
+        (count,) = connection.execute("SELECT count(*) FROM traces WHERE owner = ?", (lease.id,)).fetchone()
+        if lease.owner is not None:
+            yield Holder(lease.owner, lease.alive, count)
 
 
 def _size(path: Path) -> int:

@@ -7,7 +7,7 @@ from typing import Any
 
 import attrs
 
-from tinyllm.storage.contract import Owner
+from tinyllm.storage.contract import Lease, Owner
 from tinyllm.storage.owners import alive, boottime
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.sense import check
@@ -19,18 +19,14 @@ INSERT INTO owners ({_COLUMNS}, beat, renewed_at) VALUES (?, ?, ?, ?, ?, ?, ?, 1
 ON CONFLICT (id) DO UPDATE SET beat = beat + 1, renewed_at = excluded.renewed_at
 """
 _LET_GO = "UPDATE traces SET owner = NULL WHERE owner = ?"
-_REMOVE = "DELETE FROM owners WHERE id = ?"
-_IDLE = f"SELECT {_COLUMNS} FROM owners o WHERE NOT EXISTS (SELECT 1 FROM traces t WHERE t.owner = o.id)"
+# One that a trace names, or was taken away from at its death, tells how far its process was.
+_UNNAMED = """
+NOT EXISTS (SELECT 1 FROM traces WHERE owner = owners.id) AND NOT EXISTS (SELECT 1 FROM traces WHERE died = owners.id)
+"""
+_REMOVE = f"DELETE FROM owners WHERE id = ? AND {_UNNAMED}"
+_IDLE = f"SELECT {_COLUMNS} FROM owners WHERE {_UNNAMED}"
 _ALL = f"SELECT {_COLUMNS}, beat FROM owners"
-
-
-@attrs.frozen
-class Lease:
-    """`alive` is None where it cannot be judged from here."""
-
-    owner: Owner
-    beat: int
-    alive: bool | None
+_NAMED = "SELECT DISTINCT owner FROM traces INDEXED BY traces_owner WHERE owner IS NOT NULL ORDER BY owner"
 
 
 def renew(connection: sqlite3.Connection, owner: Owner) -> None:
@@ -38,18 +34,19 @@ def renew(connection: sqlite3.Connection, owner: Owner) -> None:
 
 
 def retire(connection: sqlite3.Connection, owner: str) -> None:
-    """Remove a lease; what its owner still had is interrupted. Inside the transaction that is open."""
+    """Remove a lease, unless a trace names it; what its owner still had is interrupted. Inside the transaction that is
+    open."""
     connection.execute(_LET_GO, (owner,))
     connection.execute(_REMOVE, (owner,))
 
 
 def remove(connection: sqlite3.Connection, owner: str) -> None:
-    """Remove a lease that no trace names."""
+    """Remove a lease, unless a trace names it."""
     connection.execute(_REMOVE, (owner,))
 
 
 def idle(connection: sqlite3.Connection) -> list[str]:
-    """The dead owners that no trace names. (Those that one names tell how far their process was.)"""
+    """The dead owners that no trace names."""
     return [row[0] for row in connection.execute(_IDLE).fetchall() if alive(_owner(row)) is False]
 
 
@@ -58,8 +55,15 @@ def leases(connection: sqlite3.Connection) -> dict[str, Lease]:
     found = {}
     for *columns, beat in connection.execute(_ALL):
         owner = _owner(columns)
-        found[owner.id] = Lease(owner, beat, alive(owner))
+        found[owner.id] = Lease(owner.id, owner, beat, alive(owner))
     return found
+
+
+def named(connection: sqlite3.Connection) -> list[Lease]:
+    """The owners that traces have, by id."""
+    known = leases(connection)
+    found = connection.execute(_NAMED).fetchall()
+    return [known.get(owner) or Lease(owner, None, 0, False) for (owner,) in found]
 
 
 def _owner(row: Sequence[Any]) -> Owner:

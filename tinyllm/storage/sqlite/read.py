@@ -10,6 +10,7 @@ import logging
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
+from time import time
 from typing import Any
 
 import attrs
@@ -21,6 +22,7 @@ from tinyllm.storage.contract import (
     CheckpointStorage,
     Command,
     Counts,
+    Lease,
     Marks,
     Status,
     StepRow,
@@ -32,7 +34,7 @@ from tinyllm.storage.sqlite import seals
 from tinyllm.storage.sqlite.commands import left
 from tinyllm.storage.sqlite.database import FILE_NAME
 from tinyllm.storage.sqlite.library import sqlite3
-from tinyllm.storage.sqlite.owned import Lease, leases
+from tinyllm.storage.sqlite.owned import leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
 from tinyllm.storage.sqlite.sense import sensible
 
@@ -40,7 +42,8 @@ _log = logging.getLogger("tinyllm.storage")
 
 _SEALED = ", ".join(f"t.{column.strip()}" for column in seals.TRACE.split(","))
 _TRACE = f"""
-SELECT t.crc, {_SEALED}, t.status, t.step, t.rev, t.epoch, t.owner, t.updated_at, t.error, t.error_crc, p.trace_id
+SELECT t.crc, {_SEALED}, t.status, t.step, t.rev, t.epoch, t.owner, t.updated_at, t.error, t.error_crc,
+       t.priority, t.due, t.apart, t.died, t.deaths, t.deaths_crc, p.trace_id
 FROM traces t LEFT JOIN traces p ON p.key = t.parent
 """
 _BY_ID = f"{_TRACE} WHERE t.trace_id = ?"
@@ -52,6 +55,7 @@ WHERE t.trace_id IS NOT NULL AND substr(t.trace_id, 1, length(:prefix)) = :prefi
        THEN 'interrupted' ELSE t.status END)
 ORDER BY t.updated_at DESC, t.key DESC LIMIT :limit OFFSET :offset
 """
+_HELD = f"{_TRACE} WHERE t.owner = :owner ORDER BY t.key"
 _IDS = "SELECT trace_id FROM traces WHERE trace_id IS NOT NULL ORDER BY key DESC LIMIT ?"
 _UNINDEXED = "SELECT 1 FROM traces NOT INDEXED WHERE trace_id = ?"
 _NAME = "SELECT trace_id FROM traces WHERE key = ?"
@@ -78,6 +82,9 @@ WHERE id BETWEEN ? AND ? ORDER BY id LIMIT ?
 
 _APART: tuple[Status, ...] = ("running", "interrupted", "quarantined")
 """What a trace may be without its newest checkpoint saying so: it was taken up, or taken out of service."""
+
+
+_FLAG = {0: False, 1: True}
 
 
 @attrs.frozen
@@ -162,12 +169,19 @@ class Catalog:
             "limit": limit,
             "offset": offset,
         }
+        return self._listed(_LISTED, values)
+
+    @sensible
+    def held(self, owner: str) -> list[TraceRecord]:
+        return self._listed(_HELD, {"owner": owner})
+
+    def _listed(self, statement: str, values: Mapping[str, object]) -> list[TraceRecord]:
         try:
-            rows = self.connection.execute(_LISTED, values).fetchall()
+            rows = self.connection.execute(statement, values).fetchall()
         except sqlite3.OperationalError:  # a text that is none: that of one trace is no reason to show no other
             self.connection.text_factory = lambda text: text.decode(errors="replace")
             try:
-                rows = self.connection.execute(_LISTED, values).fetchall()
+                rows = self.connection.execute(statement, values).fetchall()
             finally:
                 self.connection.text_factory = str
         return [self._record(row, None) for row in rows]
@@ -185,13 +199,16 @@ class Catalog:
     def _record(self, row: tuple[Any, ...], asked: str | None, *, forgiving: bool = False) -> TraceRecord:
         """`asked`: the id of the trace that was asked for. A list, which asked for none, shows what is there, that of a
         damaged trace too."""
-        crc, *sealed, status, step, rev, epoch, owner, updated_at, error, error_crc, parent = row
+        crc, *sealed, status, step, rev, epoch, owner, updated_at, error, error_crc, _, _, _, _, _, _, parent = row
+        priority, due, apart, died, deaths, deaths_crc = row[-7:-1]
         key, trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task, *rest = sealed
         history, created_at, _, parent_rev, parent_step, *_ = rest
         if asked is not None and seals.seal(sealed) != crc:
             raise TraceUnreadable(asked, None, "its record does not say what was written")
-        lease = self._known().get(owner)
-        living = lease.alive if lease else False
+        lease = self._known().get(died if owner is None else owner)
+        living = lease.alive if lease and owner is not None else False
+        # What it noted of a trace that was taken away from it, it noted under the epoch before.
+        noted = (owner, epoch) if owner is not None else (died, epoch - 1)
         return TraceRecord(
             trace=key,
             trace_id=trace_id,
@@ -210,13 +227,17 @@ class Catalog:
             owner=lease.owner if lease else None,
             owner_beat=lease.beat if lease else 0,
             owner_alive=living,
-            high_water=self._noted(owner).get((key, epoch)) if owner else None,
+            high_water=self._noted(noted[0]).get((key, noted[1])) if noted[0] else None,
             parent=parent,
             parent_rev=parent_rev,
             parent_step=parent_step,
             created_at=created_at,
             updated_at=updated_at,
             error=self._error(key, None if forgiving else asked, step, error, error_crc),
+            priority=priority,
+            not_before=due if due is not None and due > time() else None,
+            apart=_FLAG[apart],
+            deaths=_deaths(key, deaths, deaths_crc),
         )
 
     def _error(self, key: int, asked: str | None, step: int, error: Frame | None, crc: int | None) -> bytes | None:
@@ -400,6 +421,15 @@ def unframed(frame: Frame, trace_id: str, step: int | None, what: str) -> bytes:
         return decode(frame)
     except FrameDamaged as error:
         raise CheckpointDamaged(trace_id, step, f"{what} cannot be decoded ({error})") from error
+
+
+def _deaths(trace: int, deaths: Frame | None, crc: int | None) -> bytes | None:
+    if deaths is None or seals.deaths_seal(trace, deaths) != crc:
+        return None
+    try:
+        return decode(deaths)
+    except FrameDamaged:
+        return None
 
 
 def verified(

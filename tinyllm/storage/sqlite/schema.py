@@ -224,6 +224,29 @@ ALTER TABLE transactions ADD COLUMN number INTEGER NOT NULL DEFAULT 0;
 ALTER TABLE transactions RENAME COLUMN token TO sign;
 """
 
+_FOURTH = """
+-- What waits to be claimed: priority, the highest first; due: not before that; apart: only by who executes it alone.
+-- died: the owner at whose death it was taken away from it, until it has another one. deaths: what is known of those.
+ALTER TABLE traces ADD COLUMN priority INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE traces ADD COLUMN due REAL;
+ALTER TABLE traces ADD COLUMN apart INTEGER NOT NULL DEFAULT 0;
+ALTER TABLE traces ADD COLUMN died TEXT;
+ALTER TABLE traces ADD COLUMN deaths;
+ALTER TABLE traces ADD COLUMN deaths_crc INTEGER;
+CREATE INDEX traces_died ON traces (died) WHERE died IS NOT NULL;
+
+-- The queue. No column of it says that a trace waits, which every write would have to see to: SQLite does. The owner is
+-- asked for first: to a checkpoint of a trace that has one, these indexes cost no more than that.
+CREATE INDEX traces_ready ON traces (graph_id, apart, priority DESC)
+WHERE owner IS NULL AND due IS NULL AND status IN ('queued', 'running') AND trace_id IS NOT NULL;
+CREATE INDEX traces_later ON traces (graph_id, apart, due)
+WHERE owner IS NULL AND due IS NOT NULL AND status IN ('queued', 'running') AND trace_id IS NOT NULL;
+CREATE INDEX traces_quarantined ON traces (graph_id)
+WHERE owner IS NULL AND status = 'quarantined' AND trace_id IS NOT NULL;
+"""
+# A process of the third version that has the database open meanwhile breaks nothing: what it lets go of waits as what
+# has no priority does, SQLite sees to the indexes whoever writes, and what was taken away from it has another epoch.
+
 _SEAL_ALL = f"""
 UPDATE traces SET crc = seal({seals.TRACE}), error_crc = CASE WHEN error IS NOT NULL THEN seal(key, error) END;
 UPDATE activations SET
@@ -253,6 +276,10 @@ def _third(db: Database) -> None:
     seal_all(db.conn)
 
 
+def _fourth(db: Database) -> None:
+    _execute_all(db.conn, _FOURTH)
+
+
 def seal_all(connection: sqlite3.Connection) -> None:
     """Make the checksums of all rows what they are to be, but for those of bodies, which were there from the first."""
     for name, function in (
@@ -270,6 +297,7 @@ _STEPS: tuple[tuple[str, Callable[[Database], None]], ...] = (
     ("first", _first),
     ("second", _second),
     ("third", _third),
+    ("fourth", _fourth),
 )
 
 VERSION = len(_STEPS)

@@ -129,6 +129,11 @@ def error_seal(trace: int, error: Frame | None) -> int | None:
     return None if error is None else seal((trace, error))
 
 
+def deaths_seal(trace: int, deaths: Frame | None) -> int | None:
+    """Of what is known of the deaths at which a trace ran."""
+    return None if deaths is None else seal((trace, "deaths", deaths))
+
+
 def notes_seal(row: int, label: str | None, task: str | None, pins: int) -> int | None:
     """Of what is noted at a checkpoint later, which most have nothing of."""
     return None if label is None and task is None and not pins else seal((row, label, task, pins))

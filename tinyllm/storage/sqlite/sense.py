@@ -1,7 +1,7 @@
 """Whether what was read makes sense: SQLite keeps a text in an INTEGER column if somebody puts one there.
 
 Checked once, where records leave the database, by the annotations of their own classes. Behind it a record has the
-types that it says, its numbers are not negative, and its times are ones that a calendar has.
+types that it says, its numbers are not negative (but a priority may be), and its times are ones that a calendar has.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ def _checks(cls: Any) -> list[tuple[str, Check]]:
         return []
     hints = typing.get_type_hints(cls)
     return [
-        (field.name, is_well) for field in attrs.fields(cls) if (is_well := _check_of(hints[field.name])) is not None
+        (field.name, is_well)
+        for field in attrs.fields(cls)
+        if (is_well := _are_integers if field.name == "priority" else _check_of(hints[field.name])) is not None
     ]
 
 
@@ -106,6 +108,10 @@ def _behind(inner: Check | None, apply: Callable[[Check, list[Any]], bool]) -> C
 
 def _are(values: list[Any], *kinds: type) -> bool:
     return set(map(type, values)) <= set(kinds)
+
+
+def _are_integers(values: list[Any]) -> bool:
+    return _are(values, int)
 
 
 def _are_well(records: list[Any]) -> bool:

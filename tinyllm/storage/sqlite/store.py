@@ -14,11 +14,13 @@ from typing import TypeVar
 
 from tinyllm.errors import DatabaseLocked, StorageNotOpen, StoragePathError, StorageUnavailable
 from tinyllm.storage.contract import (
+    Backlog,
     CheckpointRecord,
     CheckpointStorage,
     Command,
     HighWater,
     Intact,
+    Lease,
     MessageRow,
     Outcome,
     Owner,
@@ -32,7 +34,7 @@ from tinyllm.storage.contract import (
 )
 from tinyllm.storage.high_water import HighWaterFile, files, path_in
 from tinyllm.storage.owners import boottime, keep, let_go
-from tinyllm.storage.sqlite import owned, prune
+from tinyllm.storage.sqlite import claims, owned, prune
 from tinyllm.storage.sqlite.commands import answers
 from tinyllm.storage.sqlite.commits import CommitNotes, acknowledged, refuse_missing
 from tinyllm.storage.sqlite.database import FILE_NAME, connect_reader, connect_writer, drop_journal, open_database
@@ -286,6 +288,18 @@ class SQLiteCheckpointStorage(CheckpointStorage):
 
     async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
         return await self._ask(lambda store: store.commands(owner, trace))
+
+    async def next_due(self, graph_ids: Sequence[str], *, apart: bool = False) -> float | None:
+        return await self._ask(lambda store: claims.next_due(store.connection, graph_ids, apart, time()))
+
+    async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
+        return await self._ask(lambda store: claims.backlog(store.connection, graph_ids, time()))
+
+    async def owners(self) -> list[Lease]:
+        return await self._ask(lambda store: owned.named(store.connection))
+
+    async def held(self, owner: str) -> list[TraceRecord]:
+        return await self._ask(lambda store: store.held(owner))
 
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:
         return await self._ask(lambda store: answers(store.connection, trace))

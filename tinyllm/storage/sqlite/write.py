@@ -16,12 +16,15 @@ from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
     Acquired,
+    Acquit,
     Admit,
     Admitted,
     Append,
     Appended,
+    Claim,
     Delete,
     Delta,
+    Disown,
     Done,
     Drop,
     FallBack,
@@ -35,7 +38,7 @@ from tinyllm.storage.contract import (
     Write,
 )
 from tinyllm.storage.framing import checksum, encode
-from tinyllm.storage.sqlite import commands, prune
+from tinyllm.storage.sqlite import claims, commands, prune
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.read import kept
 from tinyllm.storage.sqlite.rows import Rows, execute_all, frame
@@ -44,19 +47,19 @@ from tinyllm.storage.sqlite.seals import error_seal, note, seal_trace
 
 _ADMIT = """
 INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
-                    history, status, epoch, owner, rev, step, created_at, updated_at)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?)
+                    history, status, epoch, owner, rev, step, created_at, updated_at, priority, due)
+VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 1, ?, 0, ?, ?, ?, ?, ?)
 ON CONFLICT (trace_id) DO NOTHING
 """
 # The last task is that of the checkpoint: the parent may have been given others since.
 _FORK = f"""
 INSERT INTO traces (trace_id, graph_id, graph_version, graph_path, graph, fingerprint, task_digest, last_task,
-                    history, status, epoch, owner, rev, step, created_at, updated_at,
+                    history, status, epoch, owner, rev, step, created_at, updated_at, priority,
                     parent, parent_rev, parent_step, low_message, low_activation, low_arrival, low_variable)
 SELECT :trace_id, t.graph_id, t.graph_version, t.graph_path, t.graph, t.fingerprint, t.task_digest,
        coalesce(:task, (SELECT task FROM checkpoints WHERE id BETWEEN :parent << {SHIFT} AND :checkpoint
                         AND task IS NOT NULL ORDER BY id DESC LIMIT 1), t.task_digest),
-       t.history, :status, 1, :owner, :rev + 1, :step, :now, :now,
+       t.history, :status, 1, :owner, :rev + 1, :step, :now, :now, t.priority,
        t.key, :rev, c.step, c.message, c.activation, c.arrival, c.variable
 FROM traces t JOIN checkpoints c ON c.id = :checkpoint WHERE t.key = :parent
 ON CONFLICT (trace_id) DO NOTHING
@@ -75,7 +78,7 @@ UPDATE traces SET status = ?, step = ?, rev = ?, updated_at = ?, error = ?, erro
 WHERE key = ? AND epoch = ? AND rev = ? RETURNING key, history
 """
 _ACQUIRE = """
-UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?
+UPDATE traces SET epoch = epoch + 1, owner = ?, updated_at = ?, due = NULL, died = NULL
 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
 RETURNING rev, graph, EXISTS (SELECT 1 FROM commands WHERE trace = traces.key AND consumed = 0)
 """
@@ -85,12 +88,12 @@ WHERE key = ?
 """
 _ERROR = "UPDATE traces SET error = ?, error_crc = ? WHERE key = ?"
 _QUARANTINE = """
-UPDATE traces SET trace_id = ?, status = 'quarantined', owner = NULL, epoch = epoch + 1, updated_at = ?,
-                  error = ?, error_crc = ?
+UPDATE traces SET trace_id = ?, status = 'quarantined', owner = NULL, died = NULL, epoch = epoch + 1,
+                  updated_at = ?, error = ?, error_crc = ?
 WHERE key = ?
 """
 _NAMED = "SELECT 1 FROM traces WHERE trace_id = ?"
-_RELEASE = "UPDATE traces SET owner = NULL WHERE key = ? AND epoch = ?"
+_RELEASE = "UPDATE traces SET owner = NULL, due = ? WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
 _LAST_TASK = "SELECT last_task, history FROM traces WHERE key = ?"
@@ -137,7 +140,20 @@ class Writing:
         self._connection.execute(_RENEW, (boottime, json.dumps(sorted(self._touched))))
 
     def _carry_out(
-        self, write: Admit | Fork | FallBack | Acquire | Release | Leave | Label | Drop | Prune | Delete
+        self,
+        write: Admit
+        | Fork
+        | FallBack
+        | Acquire
+        | Release
+        | Claim
+        | Disown
+        | Acquit
+        | Leave
+        | Label
+        | Drop
+        | Prune
+        | Delete,
     ) -> Outcome:
         match write:
             case Admit():
@@ -149,8 +165,16 @@ class Writing:
             case Acquire():
                 return self._acquire(write)
             case Release():
-                self._connection.execute(_RELEASE, (write.trace, write.epoch))
+                self._connection.execute(_RELEASE, (write.not_before, write.trace, write.epoch))
                 return Done()
+            case Claim():
+                claimed = claims.claim(self._connection, write, self._now)
+                self._touched.update(held.trace for held in claimed.traces)
+                return claimed
+            case Disown():
+                return claims.disown(self._connection, write, self._now)
+            case Acquit():
+                return claims.acquit(self._connection, write)
             case Leave():
                 return self._leave(write)
             case Label():
@@ -185,10 +209,12 @@ class Writing:
                 write.task_digest,
                 write.history,
                 first.status,
-                None if first.status in UNOWNED else write.owner,
+                None if first.status in UNOWNED or first.status == "queued" else write.owner,
                 first.step,
                 self._now,
                 self._now,
+                write.priority,
+                write.not_before,
             ),
         )
         if cursor.rowcount != 1:

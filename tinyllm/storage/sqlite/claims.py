@@ -1,0 +1,132 @@
+"""The queue: which traces wait to be executed, who takes them, and what becomes of those whose owner died.
+
+Nothing here reads more of the traces that wait than it takes: those that may be claimed stand in one index in the order
+in which they go, and those that may not yet stand in another until their time has come.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from tinyllm.errors import OwnershipLost
+from tinyllm.storage.contract import Acquit, Backlog, Claim, Claimed, Disown, Done, Held
+from tinyllm.storage.sqlite.commands import OUTLIVED
+from tinyllm.storage.sqlite.library import sqlite3
+from tinyllm.storage.sqlite.rows import frame
+from tinyllm.storage.sqlite.seals import deaths_seal, error_seal
+
+_MOST = 1000
+"""Traces of a graph whose time has come that one claim puts with those that are ready. Of more, those whose time came
+last wait for the next claim, even if their priority is higher."""
+
+_WAITS = "owner IS NULL AND {due} AND status IN ('queued', 'running') AND trace_id IS NOT NULL"
+_READY = f"FROM traces INDEXED BY traces_ready WHERE {_WAITS.format(due='due IS NULL')} AND graph_id = ?"
+_LATER = f"FROM traces INDEXED BY traces_later WHERE {_WAITS.format(due='due IS NOT NULL')} AND graph_id = ?"
+
+_RIPEN = f"""
+UPDATE traces SET due = NULL
+WHERE key IN (SELECT key {_LATER} AND apart = ? AND due <= ? ORDER BY due LIMIT {_MOST})
+"""
+# A priority that is none, in a row that was damaged, is no reason to claim no other.
+_FIRST = f"SELECT key, CAST(priority AS INTEGER) {_READY} AND apart = ? ORDER BY priority DESC, key LIMIT ?"
+# Nor is an id that is no text: who would execute that trace finds that it is not there.
+_TAKE = """
+UPDATE traces SET owner = ?, epoch = epoch + 1, died = NULL, updated_at = ? WHERE key = ?
+RETURNING CAST(trace_id AS BLOB), epoch
+"""
+_OWNED = "SELECT count(*) FROM traces INDEXED BY traces_owner WHERE owner IS NOT NULL AND graph_id = ?"
+_DISOWN = """
+UPDATE traces SET owner = NULL, died = owner, epoch = epoch + 1, updated_at = ?, deaths = ?, deaths_crc = ?, apart = ?
+WHERE key = ? AND epoch = ? AND owner = ? AND trace_id IS NOT NULL
+"""
+_QUARANTINE = """
+UPDATE traces SET status = 'quarantined', due = NULL, error = ?, error_crc = ?
+WHERE key = ? AND status IN ('queued', 'running')
+"""
+_ACQUIT = """
+UPDATE traces SET deaths = NULL, deaths_crc = NULL, apart = 0 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
+"""
+
+_ANY_READY = f"SELECT EXISTS (SELECT 1 {_READY} AND apart = ?)"
+# (Numbers stand before whatever else a damaged row may have in their place.)
+_NEXT = f"SELECT due {_LATER} AND apart = ? AND typeof(due) IN ('real', 'integer') ORDER BY due LIMIT 1"
+_COUNT_READY = f"SELECT apart, count(*), min(key) {_READY} GROUP BY apart"
+_COUNT_LATER = f"SELECT apart, due <= ?, count(*), min(key) {_LATER} GROUP BY 1, 2"
+_QUARANTINED = """
+SELECT count(*) FROM traces INDEXED BY traces_quarantined
+WHERE owner IS NULL AND status = 'quarantined' AND trace_id IS NOT NULL AND graph_id = ?
+"""
+_ADMITTED_AT = "SELECT min(created_at) FROM traces WHERE key IN (SELECT value FROM json_each(?))"
+
+
+def claim(connection: sqlite3.Connection, write: Claim, now: float) -> Claimed:
+    """Give the traces that are next their owners."""
+    wanted = {each.graph_id: each for each in write.wanted}
+    first: list[tuple[int, int, str]] = []
+    for graph_id, each in wanted.items():
+        room = write.limit
+        if each.at_most is not None:
+            room = min(room, each.at_most - connection.execute(_OWNED, (graph_id,)).fetchone()[0])
+        if room > 0:
+            connection.execute(_RIPEN, (graph_id, write.apart, now))
+            found = connection.execute(_FIRST, (graph_id, write.apart, room))
+            first += [(-priority, key, graph_id) for key, priority in found]
+    taken = []
+    for _, key, graph_id in sorted(first)[: write.limit]:
+        owner = wanted[graph_id].owner
+        ((trace_id, epoch),) = connection.execute(_TAKE, (owner, now, key)).fetchall()
+        taken.append(Held(key, trace_id.decode(errors="replace"), graph_id, epoch))
+    return Claimed(tuple(taken))
+
+
+def disown(connection: sqlite3.Connection, write: Disown, now: float) -> Done | OwnershipLost:
+    """Have a trace wait, or be quarantined, that its owner left at its death."""
+    deaths = frame(write.deaths)
+    changes = (now, deaths, deaths_seal(write.trace, deaths), write.apart)
+    if not connection.execute(_DISOWN, (*changes, write.trace, write.epoch, write.owner)).rowcount:
+        return OwnershipLost(write.trace_id)
+    error = frame(write.error)
+    quarantine = (error, error_seal(write.trace, error), write.trace)
+    if error is not None and connection.execute(_QUARANTINE, quarantine).rowcount:
+        connection.execute(OUTLIVED, (write.trace,))
+    return Done()
+
+
+def acquit(connection: sqlite3.Connection, write: Acquit) -> Done | OwnershipLost:
+    """Forget the deaths at which a trace ran."""
+    if not connection.execute(_ACQUIT, (write.trace, write.epoch)).rowcount:
+        return OwnershipLost(write.trace_id)
+    return Done()
+
+
+def next_due(connection: sqlite3.Connection, graph_ids: Sequence[str], apart: bool, now: float) -> float | None:
+    """When the next trace of those graphs can be claimed: 0 for at once, None if none waits."""
+    found: list[float] = []
+    for graph_id in graph_ids:
+        if connection.execute(_ANY_READY, (graph_id, apart)).fetchone()[0]:
+            return 0.0
+        found += [due for (due,) in connection.execute(_NEXT, (graph_id, apart))]
+    first = min(found, default=None)
+    return 0.0 if first is not None and first <= now else first
+
+
+def backlog(connection: sqlite3.Connection, graph_ids: Sequence[str], now: float) -> Backlog:
+    """What there is to do for those graphs."""
+    waiting = apart = later = running = quarantined = 0
+    oldest: list[int] = []
+    for graph_id in set(graph_ids):
+        counted = [(alone, True, *rest) for alone, *rest in connection.execute(_COUNT_READY, (graph_id,))]
+        counted += connection.execute(_COUNT_LATER, (now, graph_id)).fetchall()
+        for alone, ripe, count, first in counted:
+            if not ripe:
+                later += count
+            elif alone:
+                apart += count
+            else:
+                waiting += count
+                oldest.append(first)
+        running += connection.execute(_OWNED, (graph_id,)).fetchone()[0]
+        quarantined += connection.execute(_QUARANTINED, (graph_id,)).fetchone()[0]
+    (admitted,) = connection.execute(_ADMITTED_AT, (json.dumps(oldest),)).fetchone()
+    return Backlog(waiting, apart, later, running, quarantined, admitted)

@@ -17,8 +17,9 @@ import anyio
 import pytest
 
 from tinyllm import NotSupervised, StoragePathError, SupervisorSilent
+from tinyllm.core.wake import DIRECTORY
 from tinyllm.supervisor import control
-from tinyllm.supervisor.control import CONNECTIONS, DIRECTORY, REQUEST_BYTES, Verb, alive, ask, asked, serving, sockets
+from tinyllm.supervisor.control import CONNECTIONS, REQUEST_BYTES, Verb, alive, ask, asked, serving, sockets
 
 pytestmark = pytest.mark.anyio
 

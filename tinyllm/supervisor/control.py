@@ -23,11 +23,10 @@ import attrs
 import msgspec
 from anyio.abc import TaskGroup
 
+from tinyllm.core.wake import DIRECTORY, SUFFIX, address
 from tinyllm.errors import NotSupervised, StoragePathError, SupervisorSilent
 
 logger = logging.getLogger(__name__)
-
-DIRECTORY = "supervisors"
 
 Verb = Literal["status", "drain", "wake"]
 
@@ -43,9 +42,6 @@ CONNECTIONS = 32
 
 _QUEUE = 128
 """Connections that wait in the kernel; where it is full, a `wake` is dropped, and many others are there to be read."""
-
-_ADDRESS_BYTES = 103
-"""What a unix socket address holds on macOS; on Linux, four more."""
 
 _LINUX_PEER, _MACOS_PEER = struct.Struct("iII"), struct.Struct("II")
 """The beginnings of `struct ucred` (pid, uid, gid) and `struct xucred` (version, uid)."""
@@ -83,7 +79,7 @@ async def serving(store: Path, name: str, answer: Callable[[Verb], Awaitable[dic
     directory = store / DIRECTORY
     _own(directory)
     _sweep(store)
-    path = directory / f"{name}.sock"
+    path = directory / f"{name}{SUFFIX}"
     raised: BaseException | None = None
     with _listening(directory, path) as listener:
         try:
@@ -136,8 +132,8 @@ def _listening(directory: Path, path: Path) -> Iterator[socket.socket]:
     draft = path.with_suffix(".new")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            with _address(directory, draft.name) as address:
-                listener.bind(address)
+            with address(directory, draft.name) as place:
+                listener.bind(place)
             draft.chmod(0o600)
             listener.listen(_QUEUE)
             listener.setblocking(False)
@@ -221,7 +217,7 @@ def sockets(store: Path) -> list[Path]:
     """
     directory = store / DIRECTORY
     try:
-        return sorted(path for path in directory.iterdir() if path.suffix == ".sock")
+        return sorted(path for path in directory.iterdir() if path.suffix == SUFFIX)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -310,8 +306,8 @@ def _connected(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
-        with _address(path.parent, path.name) as address:
-            connection.connect(address)
+        with address(path.parent, path.name) as place:
+            connection.connect(place)
     except BaseException as error:
         connection.close()
         if isinstance(error, (BlockingIOError, ConnectionRefusedError, FileNotFoundError)):
@@ -320,20 +316,6 @@ def _connected(path: Path) -> socket.socket:
             raise StoragePathError(str(path), error.strerror or str(error)) from error
         raise
     return connection
-
-
-@contextmanager
-def _address(directory: Path, name: str) -> Iterator[str]:
-    """`directory / name` as it fits into a unix socket address."""
-    path = str(directory / name)
-    if len(os.fsencode(path)) <= _ADDRESS_BYTES:
-        yield path
-        return
-    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{place}/{name}"
-    finally:
-        os.close(place)
 
 
 # -- both sides ------------------------------------------------------------------------------------------------

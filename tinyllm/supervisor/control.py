@@ -242,17 +242,21 @@ async def asked(store: Path, verb: Verb) -> list[Answer]:
     """What each living supervisor of the store answers, by id.
 
     :raises NotSupervised: none lives.
-    :raises StoragePathError: they cannot be found or reached.
+    :raises StoragePathError: the sockets cannot be listed.
     """
     found: dict[Path, Answer] = {}
 
     async def ask_one(path: Path) -> None:
-        with suppress(ConnectionRefusedError, FileNotFoundError):
+        try:
             try:
                 found[path] = Answer(path, ok=await ask(path, verb))
             except SupervisorSilent as error:
                 if alive(path):  # else it ended meanwhile
                     found[path] = Answer(path, error=error.reason)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except StoragePathError as error:
+            found[path] = Answer(path, error=error.reason)
 
     async with anyio.create_task_group() as tasks:
         for path in sockets(store):

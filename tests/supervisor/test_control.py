@@ -306,28 +306,49 @@ async def test_a_supervisor_that_hangs_is_not_waited_for(store: Path, monkeypatc
 
 
 async def test_many_are_served_and_never_too_many_at_once(store: Path) -> None:
-    here, most, everyone = 0, 0, anyio.Event()
+    here, answered, gate = 0, 0, anyio.Event()
 
-    async def counted(verb: Verb) -> dict[str, Any]:
-        nonlocal here, most
+    async def held(verb: Verb) -> dict[str, Any]:
+        nonlocal here
         here += 1
-        most = max(most, here)
-        if here == CONNECTIONS:
-            everyone.set()
-        await everyone.wait()
-        await anyio.lowlevel.checkpoint()
+        await gate.wait()
         here -= 1
         return {}
 
-    async def many() -> None:
+    async def one_of_many() -> None:
+        nonlocal answered
         assert await ask(path, "status") == {}
+        answered += 1
 
-    async with serving(store, "one", counted) as path:
+    async with serving(store, "one", held) as path:
         with anyio.fail_after(20):
             async with anyio.create_task_group() as clients:
-                for _ in range(4 * CONNECTIONS):
-                    clients.start_soon(many)
-    assert most == CONNECTIONS
+                for _ in range(3 * CONNECTIONS):
+                    clients.start_soon(one_of_many)
+                while here < CONNECTIONS:
+                    await anyio.lowlevel.checkpoint()
+                for _ in range(100):  # turns of the loop, in each of which it could accept another
+                    await anyio.lowlevel.checkpoint()
+                assert here == CONNECTIONS
+                gate.set()
+    assert answered == 3 * CONNECTIONS
+
+
+async def test_one_that_ends_before_it_answers_is_not_alive(store: Path) -> None:
+    busy = anyio.Event()
+
+    async def never(verb: Verb) -> dict[str, Any]:
+        busy.set()
+        await anyio.sleep_forever()
+        raise AssertionError
+
+    async def is_asked() -> None:
+        with pytest.raises(NotSupervised):
+            await asked(store, "status")
+
+    async with anyio.create_task_group() as clients, serving(store, "one", never):
+        clients.start_soon(is_asked)
+        await busy.wait()
 
 
 async def test_sockets_of_dead_supervisors_are_removed_and_no_others(store: Path, supervisors: Path) -> None:

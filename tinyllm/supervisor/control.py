@@ -82,19 +82,17 @@ async def serving(store: Path, name: str, answer: Callable[[Verb], Awaitable[dic
     path = directory / f"{name}{SUFFIX}"
     raised: BaseException | None = None
     with _listening(directory, path) as listener:
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_accept, listener, answer, tasks, name=f"control socket {name!r}")
-                try:
-                    yield path
-                except BaseException as error:
-                    if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
-                        raise
-                    raised = error  # carried past the task group, which would wrap it in a group
-                finally:
-                    tasks.cancel_scope.cancel()
-        finally:
-            path.unlink(missing_ok=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_accept, listener, answer, tasks, name=f"control socket {name!r}")
+            try:
+                yield path
+            except BaseException as error:
+                if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
+                    raise
+                raised = error  # carried past the task group, which would wrap it in a group
+            finally:
+                path.unlink(missing_ok=True)  # first: who is hung up on looks here whether this one lives
+                tasks.cancel_scope.cancel()
     if raised is not None:
         raise raised
 

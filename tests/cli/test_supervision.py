@@ -99,7 +99,7 @@ def test_no_line_is_wider_than_the_terminal(columns: int) -> None:
 
 
 def test_a_name_is_not_broken_at_its_hyphens() -> None:
-    names = tuple(f"survey-of-all-that-there-is-{number}" for number in range(9))
+    names = tuple(f"survey-of-all-there-is-{number}" for number in range(9))
     shown = "\n".join(standing_lines(Standing("/s", (status(graphs=names),)), NOW, 80))
     assert [name for name in names if name not in shown] == []
 

@@ -7,6 +7,7 @@ Nothing of ours is imported here, so any room of the house can raise any of them
 from __future__ import annotations
 
 import os
+import shlex
 import socket
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -465,12 +466,15 @@ class OwnershipLost(TinyLLMError):
 
 @attrs.define(eq=False)
 class NotSupervised(TinyLLMError):
-    """No supervisor serves the store: what is submitted there waits."""
+    """No supervisor serves the store: what is submitted there waits. `graphs`: the files of graphs whose traces do, as
+    far as that was looked for."""
 
     store: str
+    graphs: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return f"no supervisor serves the store at {self.store}; start one: tinyllm supervise GRAPH"
+        command = shlex.join(["tinyllm", "supervise", *(self.graphs or ["GRAPH"])])
+        return f"no supervisor serves the store at {self.store}; start one: {command}"
 
 
 @attrs.define(eq=False)

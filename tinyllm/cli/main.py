@@ -15,7 +15,7 @@ from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
 from tinyllm.cli.outside import answer, cancel, delete, pause, tag
 from tinyllm.cli.report import INTERRUPTED, report
-from tinyllm.cli.supervise import supervise
+from tinyllm.cli.supervise import drain, status, supervise
 from tinyllm.cli.text import printable, say
 
 EXIT_CODES = """\b
@@ -24,7 +24,7 @@ Exit codes:
   1    failed: a node failed for good, the store did, another process has the trace, or it was cancelled
   2    usage: an argument, a setting or a graph file is wrong, or does not fit the trace
   3    paused: it waits for an answer, or for `tinyllm resume`
-  4    not found: no such trace, checkpoint, question or store
+  4    not found: no such trace, checkpoint, question or store, or no supervisor
   130  interrupted (Ctrl-C or SIGTERM); `tinyllm resume` goes on
 """
 
@@ -70,7 +70,7 @@ graph.add_command(validate)
 for command in (run, resume, traces, show, checkpoints, fork, answer, pause, cancel, tag, delete):
     cli.add_command(command)
     graph.add_command(command)
-for command in (supervise, doctor):
+for command in (supervise, status, drain, doctor):
     cli.add_command(command)
 
 

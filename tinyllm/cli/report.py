@@ -95,6 +95,9 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
             return text, [command_line("checkpoints", error.trace_id)], NOT_FOUND
         case e.StoreMissing():
             return f"{text}; `tinyllm run` makes one, --storage names another", [], NOT_FOUND
+        case e.NotSupervised():
+            where = f"no supervisor serves the store at {error.store}; start one:"
+            return where, [command_line("supervise", *(error.graphs or ["GRAPH"]))], NOT_FOUND
         case e.TraceOwned() | e.OwnershipLost():
             again = context.meta.get(AGAIN, ["resume", error.trace_id])
             lines = [command_line("show", error.trace_id), command_line(*again)]

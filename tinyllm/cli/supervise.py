@@ -1,22 +1,50 @@
-"""`tinyllm supervise`."""
+"""The commands for supervisors: `supervise`, `status`, `drain`."""
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
-from typing import Any
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from tinyllm.cli.options import (
     accept_option,
     durability_option,
+    json_option,
+    log_level_option,
     log_level_option_of,
     redact_option,
     rules_of,
     storage_option,
 )
-from tinyllm.cli.report import INTERRUPTED
-from tinyllm.cli.text import say
+from tinyllm.cli.report import FAILED, INTERRUPTED
+from tinyllm.cli.text import plural, printable, say, say_json, width
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tinyllm.cli.supervision import Silent, Standing
+    from tinyllm.storage.contract import Backlog, CheckpointStorage
+    from tinyllm.storage.contract import Status as TraceStatus
+    from tinyllm.supervisor.control import Answer
+    from tinyllm.supervisor.status import Status
+
+COLUMNS = 80
+"""Where stdout is no terminal, which would say how wide it is."""
+
+WATCH_SECONDS = 1.0
+
+DRAIN_SECONDS = 0.1
+"""Between two looks whether a supervisor has ended: finding out costs one connection."""
+
+_PAGE = 10_000
 
 
 def parse_limits(texts: tuple[str, ...]) -> dict[str, int]:
@@ -110,3 +138,193 @@ def supervise(
     )
     drained = anyio.run(serve, supervisor, lambda text: say(text, err=True))
     sys.exit(0 if drained else INTERRUPTED)
+
+
+@click.command()
+@click.option("--watch", is_flag=True, help="Show it again each second, until Ctrl-C.")
+@storage_option
+@json_option
+@log_level_option
+def status(watch: bool, storage: str | None, as_json: bool) -> None:
+    """Show how the supervisors of the store are: workers, traces, rates, lag, restarts, deaths.
+
+    Where no supervisor serves the store, shows what waits in it, and ends with exit code 4.
+    """
+    import anyio
+
+    if watch:
+        anyio.run(_watch, storage, as_json)
+        return
+    standing = anyio.run(_look, storage)
+    _print(standing, as_json)
+    if not standing.supervisors:
+        from tinyllm.errors import NotSupervised
+
+        raise NotSupervised(standing.store, standing.graphs)
+
+
+def _print(standing: Standing, as_json: bool, *, compact: bool = False) -> None:
+    from tinyllm.cli.supervision import standing_lines, standing_object
+
+    if as_json:
+        say_json(standing_object(standing), compact=compact)
+    else:
+        say("\n".join(standing_lines(standing, time.time(), width() or COLUMNS)))
+
+
+async def _watch(storage: str | None, as_json: bool) -> None:
+    import anyio
+
+    raised: Exception | None = None
+
+    async def show() -> None:
+        nonlocal raised
+        try:
+            with _screen(as_json) as draw:
+                while True:
+                    draw(await _look(storage))
+                    await anyio.sleep(WATCH_SECONDS)
+        except Exception as error:
+            raised = error  # carried past the task group, which would wrap it in a group
+            tasks.cancel_scope.cancel()
+
+    # Both signals, so that the terminal gets its cursor back.
+    with anyio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(show)
+            async for _ in signals:
+                break
+            tasks.cancel_scope.cancel()
+    if raised is not None:
+        raise raised
+
+
+@contextmanager
+def _screen(as_json: bool) -> Iterator[Callable[[Standing], None]]:
+    """Draws over what it drew before, on a terminal that can and where rich is installed; else writes it below."""
+    if as_json or not sys.stdout.isatty() or os.environ.get("TERM") in ("dumb", None):
+        yield partial(_plain, as_json)
+        return
+    try:
+        from rich.console import Console
+        from rich.live import Live
+    except ImportError:
+        yield partial(_plain, as_json)
+        return
+    from rich.text import Text
+
+    from tinyllm.cli.supervision import standing_lines
+
+    # It is refreshed when there is something new, not by a thread of rich's.
+    with Live(console=Console(highlight=False, markup=False), auto_refresh=False) as live:
+
+        def draw(standing: Standing) -> None:
+            lines = standing_lines(standing, time.time(), width() or COLUMNS)
+            live.update(Text(printable("\n".join(lines)), no_wrap=True, overflow="ellipsis"), refresh=True)
+
+        yield draw
+
+
+def _plain(as_json: bool, standing: Standing) -> None:
+    _print(standing, as_json, compact=True)
+    if not as_json:
+        say("")
+    sys.stdout.flush()
+
+
+async def _look(storage: str | None) -> Standing:
+    """
+    :raises StoreMissing: there is no store.
+    """
+    from tinyllm.cli.supervision import Standing
+    from tinyllm.core.store import opened_storage
+    from tinyllm.errors import NotSupervised
+    from tinyllm.supervisor.control import asked
+
+    store = _store(storage)
+    try:
+        answers = await asked(store, "status")
+    except NotSupervised:
+        async with opened_storage(store, must_exist=True) as opened:
+            backlog, graphs = await _waiting(opened)
+        return Standing(str(store), (), backlog, graphs)
+    return Standing(str(store), tuple(_said(answer) for answer in answers))
+
+
+def _said(answer: Answer) -> Status | Silent:
+    from tinyllm.cli.supervision import Silent
+    from tinyllm.errors import ValueMismatch
+    from tinyllm.supervisor.status import from_json
+
+    if answer.ok is None:
+        return Silent(answer.supervisor, str(answer.error))
+    try:
+        return from_json(answer.ok)
+    except ValueMismatch as error:
+        return Silent(answer.supervisor, f"it is of another version, or none of ours: {error}")
+
+
+async def _waiting(store: CheckpointStorage) -> tuple[Backlog, tuple[str, ...]]:
+    """What there is to do in the store, of whatever graphs, and the files of those graphs."""
+    statuses: tuple[TraceStatus, ...] = ("queued", "running", "interrupted", "quarantined")
+    graphs: dict[str, str | None] = {}
+    for each in statuses:
+        offset = 0
+        while records := await store.traces(status=each, limit=_PAGE, offset=offset):
+            for record in records:
+                graphs.setdefault(record.graph_id, record.graph_path)
+            offset += len(records)
+    return await store.backlog(sorted(graphs)), tuple(sorted({path for path in graphs.values() if path is not None}))
+
+
+def _store(storage: str | None) -> Path:
+    from tinyllm.core.store import open_storage
+
+    return Path(open_storage(storage, must_exist=True).name)
+
+
+@click.command()
+@storage_option
+@json_option
+@log_level_option
+def drain(storage: str | None, as_json: bool) -> None:
+    """Let the supervisors of the store finish, and wait until they have ended.
+
+    They claim no more traces, let those that run come to a durable point, and end. Ctrl-C ends the waiting only.
+    """
+    import anyio
+
+    store = _store(storage)
+    ended, failed = anyio.run(_drain, store)
+    if as_json:
+        errors = [{"id": answer.supervisor, "error": answer.error} for answer in failed]
+        say_json({"store": str(store), "ended": [answer.supervisor for answer in ended], "failed": errors})
+    elif ended:
+        say(f"{plural(len(ended), 'supervisor')} of {store} ended: {_names(ended)}")
+    for answer in failed:
+        say(f"error: supervisor {answer.supervisor} was not told to drain: {answer.error}", err=True)
+    if failed:
+        click.get_current_context().exit(FAILED)
+
+
+async def _drain(store: Path) -> tuple[list[Answer], list[Answer]]:
+    """Those that ended, and those that did not hear of it.
+
+    :raises NotSupervised: there are none.
+    """
+    import anyio
+
+    from tinyllm.supervisor.control import alive, asked
+
+    answers = await asked(store, "drain")
+    told = [answer for answer in answers if answer.ok is not None]
+    if told:
+        say(f"draining: {_names(told)}", err=True)
+    for answer in told:
+        while alive(answer.socket):
+            await anyio.sleep(DRAIN_SECONDS)
+    return told, [answer for answer in answers if answer.ok is None]
+
+
+def _names(answers: list[Any]) -> str:
+    return ", ".join(answer.supervisor for answer in answers)

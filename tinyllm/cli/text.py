@@ -34,9 +34,10 @@ def say_result(text: str) -> None:
     click.echo(printable(text) if sys.stdout.isatty() else text)
 
 
-def say_json(found: Any) -> None:
-    """Print what programs read, and people look at: JSON can tell every character by its number."""
-    text = json.dumps(found, ensure_ascii=False, indent=2)
+def say_json(found: Any, *, compact: bool = False) -> None:
+    """Print what programs read, and people look at: JSON can tell every character by its number. `compact`: on one
+    line, where more such objects follow."""
+    text = json.dumps(found, ensure_ascii=False, indent=None if compact else 2)
     click.echo(_COMMANDS.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 

@@ -23,11 +23,10 @@ import attrs
 import msgspec
 from anyio.abc import TaskGroup
 
+from tinyllm.core.wake import DIRECTORY, SUFFIX, address
 from tinyllm.errors import NotSupervised, StoragePathError, SupervisorSilent
 
 logger = logging.getLogger(__name__)
-
-DIRECTORY = "supervisors"
 
 Verb = Literal["status", "drain", "wake"]
 
@@ -43,9 +42,6 @@ CONNECTIONS = 32
 
 _QUEUE = 128
 """Connections that wait in the kernel; where it is full, a `wake` is dropped, and many others are there to be read."""
-
-_ADDRESS_BYTES = 103
-"""What a unix socket address holds on macOS; on Linux, four more."""
 
 _LINUX_PEER, _MACOS_PEER = struct.Struct("iII"), struct.Struct("II")
 """The beginnings of `struct ucred` (pid, uid, gid) and `struct xucred` (version, uid)."""
@@ -83,22 +79,20 @@ async def serving(store: Path, name: str, answer: Callable[[Verb], Awaitable[dic
     directory = store / DIRECTORY
     _own(directory)
     _sweep(store)
-    path = directory / f"{name}.sock"
+    path = directory / f"{name}{SUFFIX}"
     raised: BaseException | None = None
     with _listening(directory, path) as listener:
-        try:
-            async with anyio.create_task_group() as tasks:
-                tasks.start_soon(_accept, listener, answer, tasks, name=f"control socket {name!r}")
-                try:
-                    yield path
-                except BaseException as error:
-                    if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
-                        raise
-                    raised = error  # carried past the task group, which would wrap it in a group
-                finally:
-                    tasks.cancel_scope.cancel()
-        finally:
-            path.unlink(missing_ok=True)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_accept, listener, answer, tasks, name=f"control socket {name!r}")
+            try:
+                yield path
+            except BaseException as error:
+                if isinstance(error, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
+                    raise
+                raised = error  # carried past the task group, which would wrap it in a group
+            finally:
+                path.unlink(missing_ok=True)  # first: who is hung up on looks here whether this one lives
+                tasks.cancel_scope.cancel()
     if raised is not None:
         raise raised
 
@@ -136,8 +130,8 @@ def _listening(directory: Path, path: Path) -> Iterator[socket.socket]:
     draft = path.with_suffix(".new")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
-            with _address(directory, draft.name) as address:
-                listener.bind(address)
+            with address(directory, draft.name) as place:
+                listener.bind(place)
             draft.chmod(0o600)
             listener.listen(_QUEUE)
             listener.setblocking(False)
@@ -185,23 +179,21 @@ async def _serve(
         places.release()
 
 
-async def _reply(
-    connection: socket.socket, answer: Callable[[Verb], Awaitable[dict[str, Any]]]
-) -> dict[str, Any] | None:
-    """What to send back, None for nothing."""
+async def _reply(connection: socket.socket, answer: Callable[[Verb], Awaitable[dict[str, Any]]]) -> bytes | None:
+    """The line to send back, None for none."""
     try:
         line = await _line(connection, REQUEST_BYTES)
         if line is None:  # somebody looked whether we live
             return None
         verb = msgspec.json.decode(line, type=_Request).verb
     except (ValueError, RecursionError, msgspec.MsgspecError) as error:
-        return {"error": f"this is no request: {error}"}
+        return _encode({"error": f"this is no request: {error}"})
     try:
-        found = {"ok": await answer(verb)}
-        return None if verb == "wake" else found
+        found = await answer(verb)
+        return None if verb == "wake" else _encode({"ok": found})
     except Exception as error:
         logger.exception("the control socket could not answer %r", verb)
-        return None if verb == "wake" else {"error": f"{type(error).__name__}: {error}"}
+        return None if verb == "wake" else _encode({"error": f"{type(error).__name__}: {error}"})
 
 
 def peer_uid(connection: socket.socket) -> int:
@@ -223,7 +215,7 @@ def sockets(store: Path) -> list[Path]:
     """
     directory = store / DIRECTORY
     try:
-        return sorted(path for path in directory.iterdir() if path.suffix == ".sock")
+        return sorted(path for path in directory.iterdir() if path.suffix == SUFFIX)
     except (FileNotFoundError, NotADirectoryError):
         return []
     except OSError as error:
@@ -248,17 +240,21 @@ async def asked(store: Path, verb: Verb) -> list[Answer]:
     """What each living supervisor of the store answers, by id.
 
     :raises NotSupervised: none lives.
-    :raises StoragePathError: they cannot be found or reached.
+    :raises StoragePathError: the sockets cannot be listed.
     """
     found: dict[Path, Answer] = {}
 
     async def ask_one(path: Path) -> None:
-        with suppress(ConnectionRefusedError, FileNotFoundError):
+        try:
             try:
                 found[path] = Answer(path, ok=await ask(path, verb))
             except SupervisorSilent as error:
                 if alive(path):  # else it ended meanwhile
                     found[path] = Answer(path, error=error.reason)
+        except (ConnectionRefusedError, FileNotFoundError):
+            pass
+        except StoragePathError as error:
+            found[path] = Answer(path, error=error.reason)
 
     async with anyio.create_task_group() as tasks:
         for path in sockets(store):
@@ -285,7 +281,7 @@ async def ask(path: Path, verb: Verb) -> dict[str, Any]:
                 except BlockingIOError:  # its queue is full, and nothing says when it is not
                     await anyio.sleep(0.02)
             with connection:
-                await _send(connection, {"verb": verb})
+                await _send(connection, _encode({"verb": verb}))
                 if verb == "wake":
                     return {}
                 line = await _line(connection, REPLY_BYTES)
@@ -312,8 +308,8 @@ def _connected(path: Path) -> socket.socket:
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         connection.setblocking(False)
-        with _address(path.parent, path.name) as address:
-            connection.connect(address)
+        with address(path.parent, path.name) as place:
+            connection.connect(place)
     except BaseException as error:
         connection.close()
         if isinstance(error, (BlockingIOError, ConnectionRefusedError, FileNotFoundError)):
@@ -322,20 +318,6 @@ def _connected(path: Path) -> socket.socket:
             raise StoragePathError(str(path), error.strerror or str(error)) from error
         raise
     return connection
-
-
-@contextmanager
-def _address(directory: Path, name: str) -> Iterator[str]:
-    """`directory / name` as it fits into a unix socket address."""
-    path = str(directory / name)
-    if len(os.fsencode(path)) <= _ADDRESS_BYTES:
-        yield path
-        return
-    place = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        yield f"/proc/self/fd/{place}/{name}"
-    finally:
-        os.close(place)
 
 
 # -- both sides ------------------------------------------------------------------------------------------------
@@ -359,8 +341,12 @@ async def _line(connection: socket.socket, at_most: int) -> bytes | None:
     raise ValueError(f"it is longer than {at_most:,} bytes")
 
 
-async def _send(connection: socket.socket, message: dict[str, Any]) -> None:
-    rest = json.dumps(message).encode() + b"\n"
+def _encode(message: dict[str, Any]) -> bytes:
+    return json.dumps(message).encode() + b"\n"
+
+
+async def _send(connection: socket.socket, line: bytes) -> None:
+    rest = line
     while rest:
         try:
             rest = rest[connection.send(rest) :]

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 import anyio
 import attrs
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from tinyllm import __version__
 from tinyllm.core.config import ExecutorConfig
@@ -119,6 +119,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         self._since = time.time()
         self._storage: CheckpointStorage
         self._tasks: TaskGroup
+        self._block: anyio.CancelScope
+        """What the host does with this."""
         self._slots: list[_Slot] = []
         self._numbers = 0
         self._graph_ids: tuple[str, ...] = ()
@@ -152,23 +154,17 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         await self._storage.initialize()
         try:
             async with serving(Path(self._storage.name), self.id, self._answer), anyio.create_task_group() as tasks:
-                self._tasks = tasks
+                self._block = tasks.cancel_scope
                 try:
-                    for _ in range(self._workers):
-                        self._add_slot()
-                    tasks.start_soon(self._drain_when_asked, name="drain")
-                    tasks.start_soon(self._sweep, name="sweep")
+                    await tasks.start(self._run, name=f"supervisor {self.id}")
                     await self._ready.wait()
                     yield self
                 except BaseException as raised:
-                    if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit)):
+                    if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
                         raise
                     error = raised  # carried past the task group, which would wrap it in a group
                 finally:
                     self.drain()
-                    with anyio.CancelScope(shield=True):  # bounded: by the grace
-                        await self._drained.wait()
-                    tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # bounded: a store closes after its present commit
                 await self._storage.close()
@@ -176,6 +172,20 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             raise self._failure from error
         if error is not None:
             raise error
+
+    async def _run(self, *, task_status: TaskStatus[None]) -> None:
+        """All that goes on here. It ends when it has drained: a cancellation of the host only has it drain."""
+        with anyio.CancelScope(shield=True):  # bounded: by the grace, once it drains
+            async with anyio.create_task_group() as tasks:
+                self._tasks = tasks
+                for _ in range(self._workers):
+                    self._add_slot()
+                tasks.start_soon(self._sweep, name="sweep")
+                task_status.started()
+                await self._drain_when_asked()
+                tasks.cancel_scope.cancel()
+        if self._failure is not None:
+            self._block.cancel()
 
     def drain(self) -> None:
         """Claim nothing more, and end when what runs has come to a durable point, at the latest after the grace. A
@@ -221,12 +231,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         if self._failure is None:
             self._failure = SupervisorGaveUp(reason)
             logger.error("%s", self._failure)
-            self._tasks.start_soon(self._end_block, name="give up")
         self.drain()
-
-    async def _end_block(self) -> None:
-        await self._drained.wait()
-        self._tasks.cancel_scope.cancel()
 
     # -- workers -----------------------------------------------------------------------------------------------
 
@@ -279,7 +284,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         slot.last_death = cause.text
         wait = slot.backoff.after(life.lived)
         logger.warning(
-            "worker %d (pid %d) died with %d traces: %s; another follows in %.1f s",
+            "worker %d (pid %d) died, which executed %d: %s; another follows in %.1f s",
             *(slot.number, pid, ran, cause.text, wait),
         )
         leaving = life.leaving
@@ -314,7 +319,6 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         if unknown := sorted(set(self._limits) - set(ready.graphs)):
             allowed = f"limits of the graphs that it has, which are {', '.join(ready.graphs)}"
             self._failure = ConfigError("limits", unknown, allowed)
-            self._tasks.start_soon(self._end_block, name="give up")
             self.drain()
             return
         self._graph_ids = ready.graphs

@@ -49,7 +49,9 @@ def a_node_that_blocks(heard: Heard) -> None:
 
 
 async def test_it_logs_the_stack_of_a_blocked_loop_once_and_when_it_is_free_again(heard: Heard) -> None:
-    async with Watchdog().watching():
+    watch = Watchdog()
+    async with watch.watching():
+        watch.wake()
         a_node_that_blocks(heard)
         await anyio.to_thread.run_sync(heard.second.wait, 10)
     blocked, free = heard.texts[:2]
@@ -60,13 +62,53 @@ async def test_it_logs_the_stack_of_a_blocked_loop_once_and_when_it_is_free_agai
 
 
 async def test_a_loop_that_turns_is_not_reported_and_the_thread_ends(heard: Heard) -> None:
-    async with Watchdog().watching():
+    watch = Watchdog()
+    async with watch.watching():
+        watch.wake()
         (thread,) = (thread for thread in threading.enumerate() if thread.name == "tinyllm watchdog")
         for _ in range(20):
             await anyio.lowlevel.checkpoint()
     await anyio.to_thread.run_sync(thread.join, 10)
     assert not thread.is_alive()
     assert heard.texts == []
+
+
+async def test_it_rests_while_nothing_is_executed_and_its_thread_ends(heard: Heard) -> None:
+    pings = list[None]()
+    watch = Watchdog()
+
+    class Counted(threading.Event):
+        def wait(self, timeout: float | None = None) -> bool:
+            pings.append(None)
+            return super().wait(timeout)
+
+    watch._over = Counted()
+    async with watch.watching():
+        (thread,) = (thread for thread in threading.enumerate() if thread.name == "tinyllm watchdog")
+        await anyio.to_thread.run_sync(thread.join, 0.1)
+        assert not pings
+        watch.wake()
+        with anyio.fail_after(10):
+            while len(pings) < 3:
+                await anyio.sleep(0.01)
+        watch.rest()
+    await anyio.to_thread.run_sync(thread.join, 10)
+    assert not thread.is_alive()
+
+
+async def test_the_watchdog_of_an_executor_watches_while_that_executes(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[str]()
+    monkeypatch.setattr(Watchdog, "wake", lambda _: told.append("wake"))
+    monkeypatch.setattr(Watchdog, "rest", lambda _: told.append("rest"))
+
+    async def node(value: str) -> str:
+        told.append(value)
+        return value
+
+    async with Executor(GraphBuilder("g").chain(node).build()) as executor:
+        await executor.execute("one")
+        await executor.execute("two")
+    assert told == ["wake", "one", "rest", "wake", "two", "rest"]
 
 
 async def test_a_blocked_loop_keeps_its_lease(monkeypatch: pytest.MonkeyPatch) -> None:

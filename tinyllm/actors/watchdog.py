@@ -22,10 +22,20 @@ PING_SECONDS = 0.5
 
 
 class Watchdog:
-    """Asks the loop, from a thread, to answer; where it does not, logs the stack of the loop's thread, once."""
+    """Asks the loop, from a thread, to answer; where it does not, logs the stack of the loop's thread, once. It sleeps
+    while nothing is executed: a process that only waits is not to wake up again and again."""
 
     def __init__(self) -> None:
+        self._awake = threading.Event()
         self._over = threading.Event()
+
+    def wake(self) -> None:
+        """Nodes may be executed from now on."""
+        self._awake.set()
+
+    def rest(self) -> None:
+        """None is, until `wake()`."""
+        self._awake.clear()
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:
@@ -33,7 +43,7 @@ class Watchdog:
         call_soon, loop_thread = loop_caller(), threading.get_ident()
 
         def watch() -> None:
-            while not self._over.wait(PING_SECONDS):
+            while self._awake.wait() and not self._over.wait(PING_SECONDS):
                 asked, answered = time.monotonic(), threading.Event()
                 try:
                     call_soon(answered.set)
@@ -57,3 +67,4 @@ class Watchdog:
             yield
         finally:
             self._over.set()  # it ends by itself, at the latest with its present wait
+            self._awake.set()

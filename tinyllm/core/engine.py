@@ -96,6 +96,7 @@ class Engine:
         """Not the same: what was admitted is executed while others still wait to be."""
         self._clients: set[Client] = set()
         self._busy = 0
+        self._watchdog = Watchdog()
         self._idle = anyio.Event()
         self._ended = anyio.Event()
         self._actors: anyio.abc.TaskGroup
@@ -128,7 +129,7 @@ class Engine:
                     _ = self.graph.fingerprint, self.graph.definition  # made once, from sources: some milliseconds
                     self._keeper = LeaseKeeper(self.storage, this_process())
                     await stack.enter_async_context(self._keeper.held())
-                await stack.enter_async_context(Watchdog().watching())
+                await stack.enter_async_context(self._watchdog.watching())
                 shields: list[anyio.CancelScope] = []
                 async with anyio.create_task_group() as actors:
                     self._actors = actors
@@ -243,12 +244,14 @@ class Engine:
         """Something begins that must end before the actors do."""
         if not self._busy:
             self._idle = anyio.Event()
+            self._watchdog.wake()
         self._busy += 1
 
     def _end_work(self) -> None:
         self._busy -= 1
         if not self._busy:
             self._idle.set()
+            self._watchdog.rest()
 
     @property
     def observed(self) -> bool:

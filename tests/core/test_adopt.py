@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ from tinyllm.storage.contract import (
     Acquired,
     Claim,
     Claimed,
+    Command,
     Disown,
     Done,
     Held,
@@ -361,15 +363,23 @@ async def test_one_that_is_not_there(store: CheckpointStorage) -> None:
 
 
 class Failing(SQLiteCheckpointStorage):
-    """Fails to tell what was left for a trace, once."""
+    """Fails to tell what was left for a trace, once, and remembers who gave traces up."""
 
     fails = True
 
-    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> Any:
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.released: list[Release] = []
+
+    async def commands(self, *, owner: str | None = None, trace: int | None = None) -> list[Command]:
         if trace is not None and self.fails:
             self.fails = False
             raise OSError("planted")
         return await super().commands(owner=owner, trace=trace)
+
+    async def commit(self, writes: Sequence[Write]) -> list[Outcome]:
+        self.released += [write for write in writes if isinstance(write, Release)]
+        return await super().commit(writes)
 
 
 async def test_it_is_held_also_where_it_comes_to_nothing_after_it_was_acquired(tmp_path: Path) -> None:
@@ -383,6 +393,7 @@ async def test_it_is_held_also_where_it_comes_to_nothing_after_it_was_acquired(t
         with pytest.raises(OSError, match="planted"):
             await executor.adopt("t")
         await still_held(store, executor)
+    assert [write.epoch for write in store.released] == [held.epoch + 1]  # by nobody but the test
     await store.close()
 
 

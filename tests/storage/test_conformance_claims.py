@@ -331,6 +331,8 @@ async def test_a_disowned_trace_can_be_acquired(storage: CheckpointStorage, owne
     assert (await found(storage)).owner == owner
     storage.retire(stopped)
     assert (await found(storage)).owner == owner
+    await commit_one(storage, Release(writer.key, held.epoch + 2))
+    assert (await found(storage)).owner is None
 
 
 async def test_the_third_death_quarantines_it(storage: CheckpointStorage) -> None:

@@ -28,6 +28,7 @@ from tinyllm import (
     load_graph,
     submit,
 )
+from tinyllm.supervisor.control import Verb, serving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -194,6 +195,21 @@ async def test_a_worker_that_was_stopped_is_ended_and_no_trace_is_blamed(bench: 
     assert not record.apart
 
 
+@on_asyncio
+async def test_a_worker_that_was_stopped_may_end_by_itself(bench: Bench) -> None:
+    """It does not hold what all others wait for until it is killed, and what it had begun is not begun again."""
+    await bench.submit("t", seconds=0.5)
+    async with running(bench.supervisor(workers=2, hang_seconds=HANG_SECONDS)) as supervisor:
+        os.kill((await bench.begun("t", 2)).pid, signal.SIGSTOP)
+        await bench.until("t", "completed")
+
+        async def counted() -> bool:
+            return list((await supervisor.status()).deaths) == [f"it was stopped for {HANG_SECONDS} s"]
+
+        await until(counted)
+    assert [line.node for line in bench.lines("t")] == ["n0", "n1", "n2"]
+
+
 @on_trio
 async def test_a_suspect_that_gets_past_what_ran_goes_on_among_the_others(bench: Bench) -> None:
     """It is killed with the poison, executed apart, and then not any more."""
@@ -266,6 +282,28 @@ async def test_a_drain_lets_what_runs_come_to_a_durable_point(bench: Bench) -> N
         await bench.until("t", "completed")
         await bench.until("too-late", "completed")
     assert [line.node for line in bench.lines("t")] == ["n0", "n1", "n2"]
+
+
+@on_asyncio
+async def test_others_hear_when_there_is_something_to_go_on_with(bench: Bench) -> None:
+    heard: list[Verb] = []
+
+    async def answer(verb: Verb) -> dict[str, Any]:
+        heard.append(verb)
+        return {}
+
+    await bench.submit("t", at=1, what="hold")
+    async with running(bench.supervisor()) as supervisor:
+        await bench.begun("t", 2)
+        async with serving(Path(bench.storage.name), "other", answer):
+            supervisor.drain()
+            (bench.graph.parent / "let go").touch()
+            await supervisor.drained()
+
+            async def woken() -> bool:
+                return "wake" in heard
+
+            await until(woken)
 
 
 async def test_what_does_not_end_within_the_grace_is_killed_and_goes_on_later(bench: Bench) -> None:

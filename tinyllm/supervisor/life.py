@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -212,6 +213,10 @@ class Life:
         self._hung = Cause(f"{what} for {limit:.0f} s", within=not stopped)
         logger.warning("worker %d hangs: %s; it is ended", process.pid, self._hung.text)
         process.terminate()
+        if (
+            stopped
+        ):  # to end by itself it has to go on; and it may hold the lock of the store, which all others wait for
+            process.send_signal(signal.SIGCONT)
         await anyio.sleep(TERM_SECONDS)
         self.kill()
 

@@ -19,6 +19,7 @@ from tinyllm.actors.events import Committed, Event
 from tinyllm.core.builder import load_graph
 from tinyllm.core.executor import Executor
 from tinyllm.core.store import opened_storage
+from tinyllm.core.wake import wake
 from tinyllm.errors import (
     CheckpointDamaged,
     ConfigError,
@@ -94,6 +95,7 @@ class Worker:
                         self._executors[graph.id] = await stack.enter_async_context(executor)
                     self._channel.tell(Ready(tuple(self._executors), tuple(map(_owner, self._executors.values()))))
                     await self._work()
+                    wake(self._storage)  # others can go on with what it gave up; its own supervisor may be dead
             except Exception as error:  # raised below: out of a task group it would come wrapped in a group
                 failure = error
             tasks.cancel_scope.cancel()

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import attrs
 import msgspec
 
 from tinyllm.graph.durations import LATEST
 
 
-@attrs.frozen
+@attrs.frozen(kw_only=True)
 class Death:
     """A process died that executed the trace."""
 
     at: float
     """UTC seconds since 1970."""
     cause: str
+    within: bool
+    """Something that ran in the process did it."""
     pid: int
     beside: int
     """How many other traces it executed."""
     step: int
+    rev: int
     """Where the trace was, as far as that was durable."""
+
+
+def encode_deaths(deaths: Sequence[Death]) -> bytes:
+    """As it is kept in `TraceRecord.deaths`."""
+    return msgspec.json.encode(deaths)
 
 
 def decode_deaths(stored: bytes | None) -> tuple[Death, ...]:

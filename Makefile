@@ -7,7 +7,7 @@ define need_python
   echo "tinyllm needs Python 3.11 or newer, and '$(PYTHON)' is not that; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 endef
 
-.PHONY: demo test docs torture torture-long bench bench-quick lint format types imports clean
+.PHONY: demo test docs torture torture-long bench bench-quick bench-claims lint format types imports clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/demo.py
@@ -37,6 +37,10 @@ bench:
 bench-quick:
 	$(need_python)
 	@$(PYTHON) benchmarks/bench.py --quick
+
+# A minute; prints what a claim costs by how many traces wait.
+bench-claims: .venv/ready
+	@$(BIN)/python benchmarks/claims.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -340,7 +340,7 @@ def test_validate_warns_of_what_is_left_to_chance(desk: Desk) -> None:
 
 # -- help ------------------------------------------------------------------------------------------------------
 
-ALL = ["run", "resume", "list", "show", "checkpoints", "fork", "answer", "pause", "cancel", "tag", "delete"]
+ALL = ["run", "submit", "resume", "list", "show", "checkpoints", "fork", "answer", "pause", "cancel", "tag", "delete"]
 
 
 def test_help_lists_every_command_in_one_line(desk: Desk) -> None:

@@ -213,6 +213,10 @@ def test_plain_view_says_nothing_where_nothing_moves(capsys: pytest.CaptureFixtu
     ("event", "lines"),
     [
         (FRESH, ["demo: started"]),
+        (
+            TraceStarted("demo", False, 0, 0, 0, ("node parse: code",), {}),
+            ["demo: started", "  changed: node parse: code"],
+        ),
         (TraceStarted("demo", True, 31, 2, 0, (), {}), ["resumed demo: kept 31 steps, 2 run again, 0 lost"]),
         (TraceStarted("demo", True, 1, 0, 3, (), {}), ["resumed demo: kept 1 step, 0 run again, 3 lost"]),
         (

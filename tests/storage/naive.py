@@ -57,6 +57,13 @@ class NaiveTrace:
     last_task: str = "digest"
     key: int = 0
     owner: str | None = None
+    priority: int = 0
+    later: bool = False
+    """It is not to be claimed yet."""
+    died: str | None = None
+    """The owner that it was taken away from."""
+    deaths: bytes | None = None
+    apart: bool = False
     deleted: bool = False
     children: list[NaiveTrace] = attrs.field(factory=list)
     live: dict[int, ActivationRow] = attrs.field(factory=dict)
@@ -101,10 +108,32 @@ class NaiveTrace:
         for command in delta.consumed:
             self.commands.pop(command, None)
         if delta.status in TERMINAL:
-            self.commands = {key: left for key, left in self.commands.items() if left.kind == "answer"}
+            self.outlive_commands()
         if delta.status in UNOWNED:
             self.owner = None
         self.kept[delta.rev] = self._state(delta)
+
+    def outlive_commands(self) -> None:
+        self.commands = {key: left for key, left in self.commands.items() if left.kind == "answer"}
+
+    @property
+    def going_on(self) -> bool:
+        return self.status in ("queued", "running")
+
+    @property
+    def waits(self) -> bool:
+        return self.going_on and self.owner is None
+
+    def taken(self, owner: str) -> None:
+        """By whoever claims or acquires it."""
+        self.owner, self.died, self.later = owner, None, False
+
+    def disowned(self, deaths: bytes | None, apart: bool, error: bytes | None) -> None:
+        self.owner, self.died = None, self.owner
+        self.deaths, self.apart = deaths, apart
+        if error is not None and self.going_on:
+            self.status, self.error, self.later = "quarantined", error, False
+            self.outlive_commands()
 
     def _state(self, delta: Delta) -> State:
         frontier = tuple(self.live[seq] for seq in sorted(self.live))
@@ -141,6 +170,7 @@ class NaiveTrace:
     def fork(self, rev: int, trace_id: str, owner: str | None, first: Delta) -> NaiveTrace:
         state = self.kept[rev]
         child = NaiveTrace(trace_id, self, rev, state.step, state.marks, self.window, state.task, owner=owner)
+        child.priority = self.priority
         child.messages = {seq: row for seq, row in self.messages.items() if seq <= state.marks.message}
         child.variables = dict(state.variables)
         child.steps = list(state.steps)
@@ -216,7 +246,10 @@ class NaiveTrace:
         assert (record.trace, record.trace_id, record.rev) == (self.key, self.trace_id, self.rev)
         assert (record.step, record.error, record.parent_rev) == (snapshot.step, self.error, self.parent_rev)
         assert (record.last_task, record.history) == (self.last_task, self.window)
-        assert (record.owner.id if record.owner else None) == self.owner
+        assert (record.owner.id if record.owner else None) == (self.owner or self.died)
+        assert record.owner_alive is (self.owner is not None)
+        assert (record.priority, record.not_before is not None) == (self.priority, self.later)
+        assert (record.deaths, record.apart) == (self.deaths, self.apart)
         assert record.status == ("interrupted" if self.status == "running" and not self.owner else self.status)
 
     async def compare(self, storage: CheckpointStorage) -> None:

@@ -27,15 +27,21 @@ from tinyllm.errors import AlreadyAnswered, CheckpointInUse, CheckpointNotFound,
 from tinyllm.storage.contract import (
     TERMINAL,
     Acquired,
+    Acquit,
     ActivationState,
     Append,
     Appended,
+    Backlog,
+    Claim,
+    Claimed,
     Command,
     CommandKind,
     Delete,
     Delta,
+    Disown,
     Done,
     Drop,
+    Held,
     Label,
     Leave,
     Left,
@@ -44,6 +50,7 @@ from tinyllm.storage.contract import (
     Pruned,
     Release,
     Status,
+    Wanted,
     Write,
 )
 from tinyllm.storage.owners import this_process
@@ -52,6 +59,11 @@ T = TypeVar("T")
 
 EXAMPLES = {"memory": 150, "sqlite": 50}
 MOST_TRACES = 6
+
+NEVER = 2e11
+"""UTC seconds, as a time before which something is not to be claimed."""
+
+_BEGINS: tuple[Status, ...] = ("queued", "running", "running")
 
 Data = st.DataObject
 
@@ -136,13 +148,27 @@ class StoreMachine(RuleBasedStateMachine):
         owned=st.booleans(),
         sets=st.sets(st.sampled_from(["x", "y"])),
         window=st.sampled_from([None, 0, 1, 2, 5]),
+        status=st.sampled_from(_BEGINS),
+        priority=st.integers(-1, 1),
+        later=st.booleans(),
     )
-    def admit(self, plan: list[str], owned: bool, sets: set[str], window: int | None) -> None:
+    def admit(
+        self,
+        plan: list[str],
+        owned: bool,
+        sets: set[str],
+        window: int | None,
+        status: Status,
+        priority: int,
+        later: bool,
+    ) -> None:
         owner = self.owners[0].id if owned else None
         writer = Writer(f"t{len(self.all)}", owner, window)
-        write = writer.admit(plan=plan, set=[(key, b"[]") for key in sorted(sets)])
+        write = writer.admit(plan=plan, set=[(key, b"[]") for key in sorted(sets)], status=status)
+        write = attrs.evolve(write, priority=priority, not_before=NEVER if later else None)
         (outcome,) = self.run(self.commit, [write])
-        naive = NaiveTrace(writer.trace_id, owner=owner, window=window)
+        owner = None if status == "queued" else owner
+        naive = NaiveTrace(writer.trace_id, owner=owner, window=window, priority=priority, later=later)
         naive.apply(write.first)
         self.track(Tracked(writer.admitted(outcome), naive, write.first))
 
@@ -229,15 +255,58 @@ class StoreMachine(RuleBasedStateMachine):
             return
         t.writer.epoch += 1
         self.run(self.commit, [write], Acquired(t.writer.epoch))
-        t.naive.owner, t.naive.status, t.naive.error = owner, "running", None
+        t.naive.status, t.naive.error = "running", None
+        t.naive.taken(owner)
+
+    @precondition(some)
+    @rule(data=st.data(), stale=st.booleans(), later=st.booleans())
+    def release(self, data: Data, stale: bool, later: bool) -> None:
+        t = self.draw_trace(data)
+        until = NEVER if later else None
+        self.run(self.commit, [Release(t.writer.key, t.writer.epoch - stale, until)], Done())
+        if not stale:
+            t.naive.owner, t.naive.later = None, later
+
+    @rule(
+        owner=st.integers(0, 1),
+        limit=st.integers(1, 4),
+        at_most=st.sampled_from([None, None, 0, 2, 4]),
+        apart=st.booleans(),
+    )
+    def claim(self, owner: int, limit: int, at_most: int | None, apart: bool) -> None:
+        name = self.owners[owner].id
+        room = limit if at_most is None else min(limit, at_most - sum(t.naive.owner is not None for t in self.traces))
+        waiting = [t for t in self.traces if t.naive.waits and not t.naive.later and t.naive.apart == apart]
+        waiting.sort(key=lambda t: (-t.naive.priority, t.naive.key))
+        taken = waiting[: max(room, 0)]
+        for t in taken:
+            t.writer.epoch += 1
+            t.naive.taken(name)
+        held = tuple(Held(t.naive.key, t.naive.trace_id, "g", t.writer.epoch) for t in taken)
+        self.run(self.commit, [Claim((Wanted("h", "?"), Wanted("g", name, at_most)), limit, apart)], Claimed(held))
+
+    @precondition(some)
+    @rule(data=st.data(), stale=st.booleans(), apart=st.booleans(), error=st.sampled_from([None, None, b"{}"]))
+    def disown(self, data: Data, stale: bool, apart: bool, error: bytes | None) -> None:
+        t = self.draw_trace(data)
+        deaths = data.draw(st.sampled_from([None, b"[1]"]), label="deaths")
+        owner = t.naive.owner or "nobody"
+        write = Disown(t.naive.key, t.naive.trace_id, t.writer.epoch - stale, owner, deaths, apart, error)
+        if stale or t.naive.owner is None:
+            self.run(self.commit, [write], OwnershipLost)
+            return
+        t.writer.epoch += 1
+        self.run(self.commit, [write], Done())
+        t.naive.disowned(deaths, apart, error)
 
     @precondition(some)
     @rule(data=st.data(), stale=st.booleans())
-    def release(self, data: Data, stale: bool) -> None:
+    def acquit(self, data: Data, stale: bool) -> None:
         t = self.draw_trace(data)
-        self.run(self.commit, [Release(t.writer.key, t.writer.epoch - stale)], Done())
+        write = Acquit(t.naive.key, t.naive.trace_id, t.writer.epoch - stale)
+        self.run(self.commit, [write], OwnershipLost if stale else Done())
         if not stale:
-            t.naive.owner = None
+            t.naive.deaths, t.naive.apart = None, False
 
     @precondition(some)
     @rule(data=st.data(), label=st.sampled_from(["good", None]))
@@ -368,11 +437,34 @@ class StoreMachine(RuleBasedStateMachine):
         for owner in self.owners:
             left = [command.id for command in await self.storage.commands(owner=owner.id)]
             assert left == sorted(key for t in self.traces if t.naive.owner == owner.id for key in t.naive.commands)
+            held = [record.trace for record in await self.storage.held(owner.id)]
+            assert held == sorted(t.naive.key for t in self.traces if t.naive.owner == owner.id)
+        await self.compare_waiting()
         listed = await self.storage.traces(limit=1000)
         assert {record.trace_id for record in listed} == {t.naive.trace_id for t in self.traces}
         for t in self.traces:
             await t.naive.compare(self.storage)
         await self.compare_rows()
+
+    async def compare_waiting(self) -> None:
+        traces = [t.naive for t in self.traces]
+        owned = [naive.owner for naive in traces if naive.owner is not None]
+        assert [lease.id for lease in await self.storage.owners()] == sorted(set(owned))
+        now = [naive for naive in traces if naive.waits and not naive.later]
+        later = [naive for naive in traces if naive.waits and naive.later]
+        backlog = await self.storage.backlog(["g"])
+        assert attrs.evolve(backlog, oldest=None) == Backlog(
+            waiting=sum(not naive.apart for naive in now),
+            apart=sum(naive.apart for naive in now),
+            later=len(later),
+            running=len(owned),
+            quarantined=sum(naive.status == "quarantined" for naive in traces),
+            oldest=None,
+        )
+        assert (backlog.oldest is None) == (backlog.waiting == 0)
+        for apart in (False, True):
+            due = [0.0 for naive in now if naive.apart == apart] + [NEVER for naive in later if naive.apart == apart]
+            assert await self.storage.next_due(["h", "g"], apart=apart) == min(due, default=None)
 
     async def compare_rows(self) -> None:
         """No row is kept that nobody needs."""

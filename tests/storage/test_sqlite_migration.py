@@ -11,6 +11,8 @@ from tinyllm.storage.contract import (
     Acquired,
     Appended,
     CheckpointStorage,
+    Claim,
+    Claimed,
     Done,
     Label,
     Leave,
@@ -18,6 +20,7 @@ from tinyllm.storage.contract import (
     Prune,
     Pruned,
     Snapshot,
+    Wanted,
     sum_of_changes,
 )
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage
@@ -27,7 +30,7 @@ from tinyllm.storage.sqlite.schema import APPLICATION_ID, VERSION
 
 pytestmark = pytest.mark.anyio
 
-WRITTEN = {version: Path(__file__).with_name(f"version_{version}.sql") for version in (1, 2)}
+WRITTEN = {version: Path(__file__).with_name(f"version_{version}.sql") for version in (1, 2, 3)}
 """What older versions wrote: trace `t`, which failed after two steps, and its fork `child`, after the first; and since
 the second version `w`, whose history has a window."""
 
@@ -98,8 +101,8 @@ async def test_a_migrated_schema_equals_a_fresh_one(old: Path, tmp_path: Path) -
     assert schema(old)["version"] == (VERSION,)
 
 
-@pytest.mark.parametrize("version", [2], indirect=True)
-async def test_a_trace_of_the_second_version_is_read(old: Path) -> None:
+@pytest.mark.parametrize("version", [2, 3], indirect=True)
+async def test_a_trace_of_the_second_or_third_version_is_read(old: Path) -> None:
     storage = await opened(old)
     failed = await storage.load("t")
     assert failed.record.error == b'{"type": "E", "message": "it failed"}'
@@ -161,7 +164,7 @@ async def test_a_trace_of_an_older_version_goes_on(old: Path, version: int, trac
     assert {command.kind for command in await storage.commands(trace=writer.key)} <= {"answer"}  # left before
     assert await storage.commit([Label(writer.key, trace_id, rev + 1, "good"), Prune(writer.key, 1)]) == [
         Done(),
-        Pruned(2 if trace_id == "t" else version - 1),  # rev 1 of `t` is pinned
+        Pruned(2 if trace_id == "t" else min(version, 2) - 1),  # rev 1 of `t` is pinned
     ]
     await check(storage, writer)
     assert [row.seq for row in await storage.messages(trace_id)] == list(range(1, history + 2))
@@ -177,6 +180,27 @@ async def check(storage: CheckpointStorage, writer: Writer) -> None:
     assert (snapshot.rev, snapshot.step, snapshot.marks) == (writer.rev, writer.step, writer.marks)
     assert snapshot.frontier == tuple(writer.live[seq] for seq in sorted(writer.live))
     assert snapshot.generation == writer.generation
+
+
+@pytest.mark.parametrize("version", [3], indirect=True)
+async def test_what_was_damaged_before_stays_so(old: Path) -> None:
+    connection = connected(old)
+    assert connection.execute("UPDATE traces SET task_digest = 'another' WHERE trace_id = 'child'").rowcount == 1
+    assert connection.execute("UPDATE steps SET node = 'z' WHERE id >> 32 = 3 AND node = 'a'").rowcount == 5
+    connection.close()
+    await (await opened(old)).close()
+    assert sorted(damaged.trace_id for damaged in examine(old).damaged) == ["child", "w"]
+
+
+async def test_traces_of_an_older_version_that_were_interrupted_wait_to_be_claimed(old: Path, version: int) -> None:
+    storage = await opened(old)
+    (claimed,) = await storage.commit([Claim((Wanted("g", "o"),), 10)])
+    assert isinstance(claimed, Claimed)
+    assert [held.trace_id for held in claimed.traces] == ["child", "w"][: min(version, 2)]
+    for held in claimed.traces:
+        record = (await storage.load(held.trace_id)).record
+        assert (record.priority, record.not_before, record.apart, record.deaths) == (0, None, False, None)
+    await storage.close()
 
 
 @pytest.mark.parametrize("version", [1], indirect=True)

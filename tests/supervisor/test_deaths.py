@@ -9,18 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinyllm.supervisor.deaths import (
-    ACCIDENTS,
-    KEPT,
-    LIMIT,
-    Death,
-    blame,
-    cause_of,
-    decode_deaths,
-    encode_deaths,
-    remember,
-    verdict,
-)
+from tinyllm.core.deaths import Death, decode_deaths, encode_deaths
+from tinyllm.supervisor.deaths import ACCIDENTS, KEPT, LIMIT, blame, cause_of, remember, verdict
 
 deaths = st.builds(
     Death,

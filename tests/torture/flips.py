@@ -152,7 +152,11 @@ async def read(storage: SQLiteCheckpointStorage, trace_id: str) -> object:
     revs = [record.rev for record in await storage.checkpoints(trace_id)]
     states = [await storage.load(trace_id, rev) for rev in (None, *revs)]
     return (
-        [attrs.evolve(state.record, updated_at=0.0, epoch=0) for state in states[:1]],
+        # (When it waits to be claimed, and for whom, makes no difference to what it computes.)
+        [
+            attrs.evolve(state.record, updated_at=0.0, epoch=0, priority=0, not_before=None, apart=False)
+            for state in states[:1]
+        ],
         [attrs.asdict(state, filter=attrs.filters.exclude("record")) for state in states],
         [repr(record) for record in await storage.checkpoints(trace_id)],
         await storage.messages(trace_id),

@@ -23,7 +23,8 @@ from tinyllm.actors import dispatch
 from tinyllm.actors.plan import Plan
 from tinyllm.actors.protocol import RunNode
 from tinyllm.actors.schedule import Policy
-from tinyllm.core.trace import TraceCall, _opening
+from tinyllm.core.opening import opening_of
+from tinyllm.core.trace import TraceCall
 from tinyllm.graph.payload import Captured
 from tinyllm.graph.values import capture
 from tinyllm.storage.contract import (
@@ -254,7 +255,7 @@ class Simulation:
         plan = Plan(self.world.graph if trace.mended else self.drawn.first, trace.trace_id)
         plan.restore(snapshot, retry=retry)
         commands = now(self.store.commands(trace=record.trace)) if acquired.told else []
-        self.begin(process, trace, plan, snapshot.record.rev, _opening(plan, record, commands, None))
+        self.begin(process, trace, plan, snapshot.record.rev, opening_of(plan, record, commands, None))
         return True
 
     def acquire(self, trace: Known, owner: str, definition: bytes | None) -> Acquired:

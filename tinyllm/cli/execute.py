@@ -94,6 +94,11 @@ def run(graph: str, task: str, variables: dict[str, Any], trace_id: str | None, 
     is_flag=True,
     help="Of a damaged trace: go back to a checkpoint that is whole also if nodes with effects then run again.",
 )
+@click.option(
+    "--force",
+    is_flag=True,
+    help="Also one that is quarantined because the processes that executed it died: it is executed here.",
+)
 @common_options
 def resume(
     trace: str,
@@ -102,6 +107,7 @@ def resume(
     accept_graph_change: bool,
     take_over: bool,
     rerun_effects: bool,
+    force: bool,
     **common: Any,
 ) -> None:
     """Go on with a trace that was interrupted, paused or failed.
@@ -128,6 +134,7 @@ def resume(
                 accept_graph_change=accept_graph_change,
                 take_over=take_over,
                 rerun_effects=rerun_effects,
+                force=force,
             ),
         )
 

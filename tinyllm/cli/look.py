@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-STATUSES = ["running", "paused", "interrupted", "completed", "failed", "cancelled", "quarantined"]
+STATUSES = ["queued", "running", "paused", "interrupted", "completed", "failed", "cancelled", "quarantined"]
 
 limit_option = click.option(
     "--limit", type=click.IntRange(min=1), default=100, show_default=True, help="How many at most, the newest first."

@@ -15,6 +15,7 @@ from tinyllm.cli.graphs import validate
 from tinyllm.cli.look import checkpoints, show, traces
 from tinyllm.cli.outside import answer, cancel, delete, pause, tag
 from tinyllm.cli.report import INTERRUPTED, report
+from tinyllm.cli.submit import submit
 from tinyllm.cli.supervise import drain, status, supervise
 from tinyllm.cli.text import printable, say
 
@@ -67,7 +68,7 @@ def graph() -> None:
 
 
 graph.add_command(validate)
-for command in (run, resume, traces, show, checkpoints, fork, answer, pause, cancel, tag, delete):
+for command in (run, submit, resume, traces, show, checkpoints, fork, answer, pause, cancel, tag, delete):
     cli.add_command(command)
     graph.add_command(command)
 for command in (supervise, status, drain, doctor):

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 def trace_object(record: TraceRecord) -> dict[str, Any]:
     """A trace; times are ISO 8601."""
+    import attrs
+
+    from tinyllm.core.deaths import decode_deaths
+
     owner = record.owner
     return {
         "trace_id": record.trace_id,
@@ -27,6 +31,10 @@ def trace_object(record: TraceRecord) -> dict[str, Any]:
         "rev": record.rev,
         "epoch": record.epoch,
         "owner": None if owner is None else {"host": owner.host, "pid": owner.pid, "alive": record.owner_alive},
+        "priority": record.priority,
+        "not_before": None if record.not_before is None else utc(record.not_before),
+        "apart": record.apart,
+        "deaths": [{**attrs.asdict(death), "at": utc(death.at)} for death in decode_deaths(record.deaths)],
         "parent": record.parent,
         "parent_step": record.parent_step,
         "created_at": utc(record.created_at),

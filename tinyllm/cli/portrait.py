@@ -14,6 +14,8 @@ from tinyllm.cli.objects import question_object, trace_object
 from tinyllm.cli.questions import question_lines
 from tinyllm.cli.report import remedy, users_line
 from tinyllm.cli.text import ago, duration, local_time, plural, shorten, table, utc
+from tinyllm.core.checks import releasable
+from tinyllm.core.deaths import Death, decode_deaths
 from tinyllm.core.outside import labels, open_questions
 from tinyllm.core.store import find_trace
 from tinyllm.graph.ids import activation_id
@@ -117,6 +119,8 @@ def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[...
     facts = [("trace", record.trace_id), ("graph", f"{record.graph_id} {record.graph_version}"), ("status", status)]
     if record.graph_path:
         facts.insert(2, ("file", record.graph_path))
+    if waits := _waits(record):
+        facts.append(("waits", ", ".join(waits)))
     if portrait.task is not None:
         value = decode_payload(portrait.task).value
         text = value if isinstance(value, str) else portrait.task.decode()
@@ -155,7 +159,25 @@ def as_lines(portrait: Portrait, now: float, columns: int, command: Callable[...
         lines += ["", f"error{where}", indent(f"{portrait.error.type}: {portrait.error.message}", "  ")]
         if portrait.error.traceback and (line := users_line(portrait.error.traceback)):
             lines.append(f"  at {line}")
+    if portrait.newest and (deaths := decode_deaths(record.deaths)):
+        lines += ["", f"processes that died while they executed it ({len(deaths):,})"]
+        lines += ["  " + shorten(_death_line(death), columns - 2) for death in deaths]
     return [*lines, "", *_how_to_go_on(portrait, command)]
+
+
+def _waits(record: TraceRecord) -> list[str]:
+    """How a trace waits to be claimed; empty where it does not, or as every other."""
+    if is_owned(record) or record.status not in ("queued", "interrupted"):
+        return []
+    found = [f"with priority {record.priority}"] if record.priority or record.status == "queued" else []
+    if record.not_before is not None:
+        found.append(f"not before {local_time(record.not_before)}")
+    return [*found, *(["to be executed apart"] if record.apart else [])]
+
+
+def _death_line(death: Death) -> str:
+    others = f", beside {plural(death.beside, 'other trace')}" if death.beside else ""
+    return f"{local_time(death.at)}: {death.cause}; process {death.pid}, at step {death.step:,}{others}"
 
 
 def _retries(snapshot: Snapshot, now: float) -> dict[str, list[float]]:
@@ -201,12 +223,17 @@ def _how_to_go_on(portrait: Portrait, command: Callable[..., str]) -> list[str]:
                 record.trace_id, portrait.error, resumable=bool(portrait.snapshot.frontier), command=command
             )
             return [*advice, *(f"  {line}" for line in commands)]
+        case "quarantined" if releasable(record):
+            force = command("resume", record.trace_id, "--force")
+            return ["it is not executed any more; once the cause is mended, release it:", f"  {force}"]
         case "cancelled" | "quarantined":
             return ["it is not resumed; a fork can start from:", f"  {command('checkpoints', record.trace_id)}"]
-        case "running" if record.owner is not None and live:
+        case "running" | "queued" if record.owner is not None and live:
             owner = record.owner
             by = f"it is being executed by process {owner.pid} on {owner.host} since {local_time(owner.since)}"
             return [*asked, *([""] if asked else []), by]
+        case "queued":
+            return ["it waits for a supervisor; execute it here with:", resume]
         case _:
             return asked or ["continue with:", resume]
 

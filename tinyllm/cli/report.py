@@ -74,6 +74,10 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
             return text, [command_line("checkpoints", error.trace_id)], USAGE
         case e.TraceMismatch() | e.TraceExists():
             return text, [command_line("show", error.trace_id), command_line("resume", error.trace_id)], USAGE
+        case e.Quarantined():
+            lines = [command_line("show", error.trace_id)]
+            verb = ["resume", error.trace_id, "--force"] if error.releasable else ["checkpoints", error.trace_id]
+            return text, [*lines, command_line(*verb)], FAILED
         case e.TraceEnded():
             return text, [command_line("show", error.trace_id)], USAGE
         case e.QuestionNotOpen():

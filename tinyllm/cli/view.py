@@ -130,8 +130,8 @@ class View(ABC):
 def opening(event: TraceStarted, origin: str | None = None) -> list[str]:
     """What a start says: for a resume or a fork, what it costs."""
     if not event.resumed:
-        return [f"{event.trace_id}: started"]
-    if origin is not None:
+        first = f"{event.trace_id}: started"
+    elif origin is not None:
         to_run = sum(count for node, count in event.waiting.items() if not node.startswith("$"))
         first = f"{event.trace_id}: forked from {origin}; {plural(event.kept, 'step')} shared, {to_run:,} to run"
     else:

@@ -72,18 +72,18 @@ def check_own_graph(graph: Graph, record: TraceRecord) -> None:
 
 def refuse_cancelled(record: TraceRecord, *, force: bool = False) -> None:
     """:raises TraceEnded: it is cancelled, or quarantined; with `force`, only if it cannot be released either."""
-    if record.status == "cancelled" or (record.status == "quarantined" and not (force and _killed(record))):
+    if record.status == "cancelled" or (record.status == "quarantined" and not (force and releasable(record))):
         raise _ended(record)
 
 
 def refuse_quarantined(record: TraceRecord, *, force: bool) -> None:
     """:raises Quarantined: it killed who executed it, and is not to be released; or it is, and was damaged instead."""
-    if record.status == "quarantined" and force != _killed(record):
+    if record.status == "quarantined" and force != releasable(record):
         raise _ended(record)
 
 
-def _killed(record: TraceRecord) -> bool:
-    """Whether a quarantined trace is so because its workers died of it; else it was damaged."""
+def releasable(record: TraceRecord) -> bool:
+    """Whether a quarantined trace is so because the processes that executed it died of it; else it was damaged."""
     return record.error is None or decode_error(record.error).type != CheckpointDamaged.__name__
 
 
@@ -91,7 +91,7 @@ def _ended(record: TraceRecord) -> TraceEnded:
     if record.status != "quarantined":
         return TraceEnded(record.trace_id, record.status)
     why = "why cannot be read" if record.error is None else decode_error(record.error).message
-    return Quarantined(record.trace_id, record.status, why, releasable=_killed(record))
+    return Quarantined(record.trace_id, record.status, why, releasable=releasable(record))
 
 
 async def check_same_fork(

@@ -250,8 +250,8 @@ class Executor(anyio.AsyncContextManagerMixin):
         :raises ConfigError: nothing is recorded here.
         :raises TraceOwned: it is executed here already; or it is another owner's.
         :raises Quarantined: it is.
-        :raises TraceNotFound, TraceMismatch, GraphChanged, NodeMissing, RerunRefused, TraceUnreadable, ExecutionError,
-            StorageFailed: as `resume_from_checkpoint()`.
+        :raises TraceNotFound, TraceMismatch, GraphChanged, NodeMissing: as `resume_from_checkpoint()`.
+        :raises RerunRefused, TraceUnreadable, ExecutionError, StorageFailed: likewise.
         """
         async with self._client() as client:
             return await TraceCall(self.graph, client, claimed=True).resume(trace_id, accept_graph_change)

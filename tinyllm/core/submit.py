@@ -18,14 +18,12 @@ from tinyllm.core.store import borrowed_storage, check_trace_id, new_trace_id, o
 from tinyllm.core.wake import wake
 from tinyllm.errors import ConfigError, TraceExists
 from tinyllm.graph.definition import Graph
+from tinyllm.graph.durations import LATEST
 from tinyllm.graph.payload import Captured, encode_payload
 from tinyllm.storage.contract import CheckpointStorage, TraceRecord
 
 PRIORITIES = range(-(2**53) + 1, 2**53)
 """Whole numbers that every program that reads JSON keeps."""
-
-LATEST = 253_402_300_799.0
-"""UTC seconds: the end of the year 9999, behind which there are no dates."""
 
 
 async def submit(
@@ -110,11 +108,13 @@ def _storage(
 
 def _seconds(when: datetime | float) -> float:
     """:raises ConfigError: that is no time, or it has no time zone."""
-    if isinstance(when, datetime):
-        if when.tzinfo is None or when.utcoffset() is None:
-            allowed = "a datetime with a time zone, as datetime.now(UTC) + timedelta(hours=1) is"
-            raise ConfigError("not_before", when, allowed)
-        return max(0.0, when.timestamp())
-    if isinstance(when, bool) or not isinstance(when, int | float) or not (math.isfinite(when) and 0 <= when <= LATEST):
-        raise ConfigError("not_before", when, "a datetime with a time zone, or UTC seconds since 1970")
-    return float(when)
+    if isinstance(when, datetime) and when.utcoffset() is not None:
+        seconds = max(0.0, when.timestamp())
+    elif isinstance(when, int | float) and not isinstance(when, bool):
+        seconds = float(min(when, 2 * LATEST))  # one that is too large for a float, too
+    else:
+        seconds = math.nan
+    if not 0 <= seconds <= LATEST:
+        allowed = "a datetime with a time zone, or UTC seconds since 1970, and not beyond the year 8941"
+        raise ConfigError("not_before", when, allowed)
+    return seconds

@@ -26,6 +26,7 @@ from tinyllm.core.checks import (
 )
 from tinyllm.core.engine import Client
 from tinyllm.core.fork import fork_delta
+from tinyllm.core.opening import opening_of, toll
 from tinyllm.core.outcome import failure, response, stored_response
 from tinyllm.core.outside import carry_out, found, labels, leave_answers
 from tinyllm.core.store import check_trace_id, free_trace_id, new_trace_id
@@ -42,7 +43,7 @@ from tinyllm.graph.definition import Graph
 from tinyllm.graph.findings import near
 from tinyllm.graph.messages import TaskResponse
 from tinyllm.graph.payload import Captured
-from tinyllm.graph.values import NONSENSE, digest
+from tinyllm.graph.values import NONSENSE
 from tinyllm.storage.contract import (
     UNOWNED,
     Acquire,
@@ -51,7 +52,6 @@ from tinyllm.storage.contract import (
     Admitted,
     CheckpointRecord,
     CheckpointStorage,
-    Command,
     Delta,
     Done,
     FallBack,
@@ -189,7 +189,7 @@ class TraceCall:
         if not rerun_effects:
             way.refuse_effects(self._graph)
         self._serve(seen)
-        running, lost = _toll(seen, good)
+        running, lost = toll(seen, good)
         try:
             write = way.write(self._client.engine.owner_id)
             plan, snapshot = await self._forked(write, [] if way.cancelled else noted)
@@ -295,10 +295,10 @@ class TraceCall:
                 snapshot = attrs.evolve(snapshot, record=attrs.evolve(snapshot.record, epoch=acquired.epoch))
             else:  # the last owner was not dead yet
                 snapshot = await self._storage.load(record.trace_id)
-            again, lost = _toll(attrs.evolve(record, step=snapshot.step), snapshot)
+            again, lost = toll(attrs.evolve(record, step=snapshot.step), snapshot)
             plan = self._planned(snapshot, retry=retry)
             commands = [] if acquired.told is False else await self._storage.commands(trace=record.trace)
-            opening = _opening(plan, record, commands, task, lifts=not self._claimed)
+            opening = opening_of(plan, record, commands, task, lifts=not self._claimed)
         return await self._go(plan, snapshot, noted, again=again, lost=lost, opening=opening)
 
     async def _wakes(self, record: TraceRecord, *, retry: bool, told: bool) -> bool:
@@ -443,35 +443,3 @@ class TraceCall:
                 refuse_owned(seen)  # as far as one can tell: there is no time left to find out
             seen = await self._storage.trace(record.trace_id) or seen
         return seen
-
-
-def _toll(record: TraceRecord, snapshot: Snapshot) -> tuple[int, int | None]:
-    """How many activations were running when a trace stopped, and how many finished steps were not durable yet, or None
-    where nothing can tell."""
-    if record.status == "queued":
-        return 0, 0
-    if record.high_water is not None:
-        handed, running = record.high_water
-        return running, max(0, handed - record.step)
-    return sum(row.state == "cancelled" for row in snapshot.frontier), 0 if record.owner is None else None
-
-
-def _opening(
-    plan: Plan, record: TraceRecord, commands: Sequence[Command], task: Captured | None, *, lifts: bool = True
-) -> list[Delta]:
-    """The deltas by which a restored trace goes on: what others left for it, and what it is told now. `lifts`: a pause
-    that was left is lifted by this."""
-    if cancels := [command.id for command in commands if command.kind == "cancel"]:
-        return [plan.close("cancelled", cancels)]
-    pauses = [] if lifts else [command.id for command in commands if command.kind == "pause"]
-    heeded = [command for command in commands if command.id not in pauses]
-    opening = [plan.heed(heeded)] if heeded else []
-    if pauses:
-        opening.append(plan.close("paused", pauses))
-    if task is not None:
-        told = digest(task.body)
-        if record.status == "completed":
-            opening.append(plan.begin_again(task, told))
-        elif told != record.last_task:  # once, however often it is told
-            opening.append(plan.hear(task, told))
-    return opening

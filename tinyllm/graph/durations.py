@@ -11,6 +11,9 @@ from tinyllm.graph.findings import shown
 _UNITS = {"ms": Decimal("0.001"), "s": Decimal(1), "m": Decimal(60), "h": Decimal(3600), "d": Decimal(86400)}
 """In seconds; decimal, so that `0.1h` is 360 seconds and not a hair more."""
 
+LATEST = 2.2e11
+"""UTC seconds since 1970, in the year 8941. Nobody means a later time, and soon behind it there are no dates."""
+
 _NUMBER = r"[0-9]+(?:\.[0-9]+)?"
 _DURATION = re.compile(f"({_NUMBER})({'|'.join(_UNITS)})")
 

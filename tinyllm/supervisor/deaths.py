@@ -15,7 +15,8 @@ import signal
 from collections.abc import Sequence
 
 import attrs
-import msgspec
+
+from tinyllm.core.deaths import Death
 
 LIMIT = 3
 """Deaths that count, after which a trace is quarantined."""
@@ -48,20 +49,6 @@ class Cause:
 
     text: str
     within: bool = False
-
-
-@attrs.frozen(kw_only=True)
-class Death:
-    """A death at which a trace ran. `at`: UTC seconds. `beside`: how many other traces ran there. `rev`, `step`: where
-    the trace was, as far as it was durable."""
-
-    at: float
-    cause: str
-    within: bool
-    pid: int
-    beside: int
-    step: int
-    rev: int
 
 
 def cause_of(returncode: int, *, out_of_memory: bool) -> Cause:
@@ -104,17 +91,3 @@ def verdict(trace_id: str, deaths: Sequence[Death]) -> str | None:
 
 def remember(deaths: Sequence[Death], new: Death) -> tuple[Death, ...]:
     return (*deaths, new)[-KEPT:]
-
-
-def encode_deaths(deaths: Sequence[Death]) -> bytes:
-    return msgspec.json.encode(deaths)
-
-
-def decode_deaths(body: bytes | None) -> tuple[Death, ...]:
-    """What was kept; nothing where it is not what this version keeps, since no trace is blamed on that account."""
-    if body is None:
-        return ()
-    try:
-        return msgspec.json.decode(body, type=tuple[Death, ...])
-    except msgspec.MsgspecError:
-        return ()

@@ -6,11 +6,12 @@ import logging
 import time
 from collections.abc import Collection
 
+from tinyllm.core.deaths import Death, decode_deaths, encode_deaths
 from tinyllm.errors import OwnershipLost
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import encode_error
 from tinyllm.storage.contract import CheckpointStorage, Disown, TraceRecord
-from tinyllm.supervisor.deaths import Cause, Death, blame, decode_deaths, encode_deaths, remember, verdict
+from tinyllm.supervisor.deaths import Cause, blame, remember, verdict
 
 logger = logging.getLogger(__name__)
 

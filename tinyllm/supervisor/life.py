@@ -213,9 +213,7 @@ class Life:
         self._hung = Cause(f"{what} for {limit:.0f} s", within=not stopped)
         logger.warning("worker %d hangs: %s; it is ended", process.pid, self._hung.text)
         process.terminate()
-        if (
-            stopped
-        ):  # to end by itself it has to go on; and it may hold the lock of the store, which all others wait for
+        if stopped:  # to end by itself it has to go on; and it may hold the store's lock, which all others wait for
             process.send_signal(signal.SIGCONT)
         await anyio.sleep(TERM_SECONDS)
         self.kill()

@@ -226,9 +226,9 @@ class Worker:
         self._channel.tell(Refused(held.trace_id, reason[:1000]))
 
     async def _give_back(self, held: Held, not_before: float | None = None) -> None:
-        # It may have been acquired after it was claimed, and been given back since.
-        writes = [Release(held.trace, epoch, not_before) for epoch in (held.epoch, held.epoch + 1)]
-        try:
+        try:  # it may have been acquired since it was claimed, or fallen back: then it is another one of that id
+            ours = await self._storage.held(_owner(self._executors[held.graph_id]))
+            writes = [Release(each.trace, each.epoch, not_before) for each in ours if each.trace_id == held.trace_id]
             await self._storage.commit(writes)
         except StorageError as failure:  # the end of the lease gives it back
             self.stop("store", str(failure))

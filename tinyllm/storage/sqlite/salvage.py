@@ -88,7 +88,7 @@ def _name(connection: sqlite3.Connection, key: int, trace_id: str | None) -> Non
 
 def _copy_rows(connection: sqlite3.Connection, key: int) -> None:
     connection.execute("INSERT INTO main.traces SELECT * FROM old.traces WHERE key = ?", (key,))
-    connection.execute("UPDATE main.traces SET owner = NULL, died = NULL WHERE key = ?", (key,))
+    connection.execute("UPDATE main.traces SET owner = NULL WHERE key = ?", (key,))
     connection.execute(
         "INSERT OR IGNORE INTO main.graphs SELECT * FROM old.graphs"
         " WHERE digest = (SELECT graph FROM old.traces WHERE key = ?)",

@@ -7,7 +7,7 @@ define need_python
   echo "tinyllm needs Python 3.11 or newer, and '$(PYTHON)' is not that; name one that is: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 endef
 
-.PHONY: demo test docs torture torture-long bench bench-quick bench-claims lint format types imports clean
+.PHONY: demo test docs torture torture-long soak bench bench-quick bench-claims lint format types imports clean
 
 demo: .venv/ready
 	@$(BIN)/python examples/demo.py
@@ -27,6 +27,10 @@ torture: .venv/ready
 # A night.
 torture-long: .venv/ready
 	$(BIN)/python -m tests.torture --long
+
+# 10 minutes; on 2 cores nothing else should run beside it. A violation says what shows it.
+soak: .venv/ready
+	$(BIN)/python -m tests.soak
 
 # About 45 minutes on 2 cores; nothing else should run beside it. What is measured goes to docs/benchmarks.
 bench:

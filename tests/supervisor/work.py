@@ -50,11 +50,13 @@ async def work(task: str, context: NodeContext) -> str:
             case "hold":
                 while not (HERE / "let go").exists():
                     await anyio.sleep(0.01)
-    await anyio.sleep(told.get("seconds", 0.0))
+    seconds = told.get("seconds", 0.0)
+    await anyio.sleep(seconds[count] if isinstance(seconds, list) else seconds)
     note(context, "ended")
     return task
 """
-"""The task is JSON: `seconds` that each node takes; and what the node at the place `at` of the chain does: `what`."""
+"""The task is JSON: `seconds` that each node takes, or a list of them by place; and what the node at the place `at` of
+the chain does: `what`."""
 
 
 @attrs.frozen

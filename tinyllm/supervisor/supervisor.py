@@ -321,6 +321,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             self._failure = ConfigError("limits", unknown, allowed)
             self.drain()
             return
+        if not self._ready.is_set():
+            logger.info("supervisor %s serves %s: graphs %s", self.id, self._storage.name, ", ".join(ready.graphs))
         self._graph_ids = ready.graphs
         self._ready.set()
         self._look.set()

@@ -420,3 +420,19 @@ async def test_a_limit_of_a_graph_that_there_is_not_is_refused(bench: Bench) -> 
     with pytest.raises(ConfigError, match="chian"):
         async with bench.supervisor(limits={"chian": 2}):
             pytest.fail("it cannot begin")
+
+
+@pytest.mark.parametrize("graphs", ["one.yaml", Path("one.yaml"), []])
+async def test_graphs_are_a_list_of_files(graphs: Any) -> None:
+    with pytest.raises(ConfigError, match="list of paths"):
+        Supervisor(graphs)
+
+
+@on_asyncio
+async def test_a_supervisor_does_not_begin_twice(bench: Bench) -> None:
+    supervisor = bench.supervisor()
+    async with running(supervisor):
+        pass
+    with pytest.raises(SupervisorGaveUp, match="make another"):
+        async with supervisor:
+            pytest.fail("it cannot begin")

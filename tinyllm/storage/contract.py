@@ -671,7 +671,7 @@ class Backlog:
     """Those that have an owner."""
     quarantined: int
     oldest: float | None
-    """When the one of `waiting` that was admitted first was admitted."""
+    """Since when the one of `waiting` waits that was admitted first."""
 
 
 @attrs.frozen

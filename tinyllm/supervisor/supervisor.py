@@ -80,9 +80,13 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         config: ExecutorConfig | None = None,
         accept_graph_change: bool = False,
     ) -> None:
+        if isinstance(graphs, str | os.PathLike) or not graphs:
+            raise ConfigError("graphs", graphs, "a list of paths of graph files, at least of one")
+        if not isinstance(config, ExecutorConfig | None):
+            raise ConfigError("config", config, "an ExecutorConfig")
         self._graphs = tuple(os.path.abspath(path) for path in graphs)
         self._limits = dict(limits or {})
-        _check(self._graphs, workers, concurrency, self._limits, grace, hang_seconds)
+        _check(workers, concurrency, self._limits, grace, hang_seconds)
         self._given = checkpoint_storage
         self._workers = workers
         self._concurrency = concurrency
@@ -124,6 +128,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Supervisor]:
+        if self._drained.is_set():
+            raise SupervisorGaveUp("it has ended once, and does not begin again; make another")
         error: BaseException | None = None
         self._storage = open_storage(self._given)
         await self._storage.initialize()
@@ -422,12 +428,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
                 return {}
 
 
-def _check(
-    graphs: Sequence[str], workers: int, concurrency: int, limits: Mapping[str, int], grace: float, hang_seconds: float
-) -> None:
+def _check(workers: int, concurrency: int, limits: Mapping[str, int], grace: float, hang_seconds: float) -> None:
     """:raises ConfigError: one of them is out of its range."""
-    if not graphs:
-        raise ConfigError("graphs", [], "at least one path of a graph file")
     whole = Whole(1)
     for name, number in (("workers", workers), ("concurrency", concurrency), *limits.items()):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

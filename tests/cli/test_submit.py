@@ -27,8 +27,8 @@ from tinyllm.graph.payload import encode_error
 from tinyllm.storage.contract import Acquire, Acquired, Disown, Done
 
 DEATHS = [
-    {"at": 1_700_000_000.0, "cause": "it ended with the exit code 9", "pid": 4711, "beside": 0, "step": 1},
-    {"at": 1_700_000_100.0, "cause": "it ran out of memory", "pid": 4712, "beside": 3, "step": 1},
+    {"at": 1.7e9, "cause": "it exited with code 9", "within": True, "pid": 4711, "beside": 0, "step": 1, "rev": 2},
+    {"at": 1.7e9 + 100, "cause": "it crashed", "within": True, "pid": 4712, "beside": 3, "step": 1, "rev": 2},
 ]
 
 
@@ -212,8 +212,8 @@ def test_a_quarantined_one_shows_why_and_is_released_by_force(waiting: Desk) -> 
     lines = waiting.command("show", "demo").stdout.splitlines()
     at = lines.index("processes that died while they executed it (2)")
     assert lines[at + 1 : at + 3] == [
-        f"  {local_time(1_700_000_000)}: it ended with the exit code 9; process 4711, at step 1",
-        f"  {local_time(1_700_000_100)}: it ran out of memory; process 4712, at step 1, beside 3 other traces",
+        f"  {local_time(1_700_000_000)}: it exited with code 9; process 4711, at step 1",
+        f"  {local_time(1_700_000_100)}: it crashed; process 4712, at step 1, beside 3 other traces",
     ]
     assert lines[-1] == "  tinyllm resume demo --force"
     refused = waiting.command("resume", "demo")

@@ -397,8 +397,8 @@ async def test_the_backlog_counts_what_there_is_to_do(storage: CheckpointStorage
         await commit_one(storage, disown(held, **what))
     record = await found(storage, "waits")
     assert record.trace == waits.key
-    assert await storage.backlog(["g"]) == Backlog(2, 1, 1, 1, 1, record.created_at)
-    assert await storage.backlog(["g", "h", "g"]) == Backlog(3, 1, 1, 1, 1, record.created_at)
+    assert await storage.backlog(["g"]) == Backlog(2, 1, 1, 1, 1, record.updated_at)
+    assert await storage.backlog(["g", "h", "g"]) == Backlog(3, 1, 1, 1, 1, record.updated_at)
     assert await storage.backlog(["missing"]) == await storage.backlog([]) == Backlog(0, 0, 0, 0, 0, None)
 
 

@@ -33,7 +33,7 @@ messages = st.one_of(
     st.builds(Beat, whole, whole, whole, whole),
     st.builds(Refused, texts, texts),
     st.builds(Freed, texts),
-    st.builds(Leaving, st.sampled_from(["drained", "store", "broken", "late"]), texts),
+    st.builds(Leaving, st.sampled_from(["drained", "store", "broken"]), texts),
     st.builds(
         Assignment,
         graphs=st.lists(texts).map(tuple),

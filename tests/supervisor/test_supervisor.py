@@ -215,16 +215,17 @@ async def test_a_suspect_that_gets_past_what_ran_goes_on_among_the_others(bench:
     """It is killed with the poison, executed apart, and then not any more."""
     write_graph(bench.graph.parent, nodes=5)  # what runs when it is acquitted ends where it began
     await bench.submit("long", at=1, what="hold")
-    async with running(bench.supervisor(workers=2)) as supervisor:
+    async with running(bench.supervisor()) as supervisor:
         await bench.begun("long", 2)
         await bench.submit("poison", at=0, what="exit")
         await bench.begun("long", 3)
-        await bench.until("poison", "quarantined")
-        record = await bench.storage.trace("long")
-        assert record is not None
-        assert record.apart
+        for trace_id in ("long", "poison"):
+            record = await bench.storage.trace(trace_id)
+            assert record is not None
+            assert record.apart
         (bench.graph.parent / "let go").touch()
         await bench.until("long", "completed")
+        await bench.until("poison", "quarantined")
         pids = {worker.pid for worker in (await supervisor.status()).workers if not worker.apart}
     assert bench.lines("long")[-1].pid in pids
 
@@ -418,4 +419,20 @@ async def test_a_setting_out_of_its_range_is_refused(bench: Bench, settings: dic
 async def test_a_limit_of_a_graph_that_there_is_not_is_refused(bench: Bench) -> None:
     with pytest.raises(ConfigError, match="chian"):
         async with bench.supervisor(limits={"chian": 2}):
+            pytest.fail("it cannot begin")
+
+
+@pytest.mark.parametrize("graphs", ["one.yaml", Path("one.yaml"), []])
+async def test_graphs_are_a_list_of_files(graphs: Any) -> None:
+    with pytest.raises(ConfigError, match="list of paths"):
+        Supervisor(graphs)
+
+
+@on_asyncio
+async def test_a_supervisor_does_not_begin_twice(bench: Bench) -> None:
+    supervisor = bench.supervisor()
+    async with running(supervisor):
+        pass
+    with pytest.raises(SupervisorGaveUp, match="make another"):
+        async with supervisor:
             pytest.fail("it cannot begin")

@@ -257,7 +257,8 @@ class Owner:
 
 @attrs.frozen(kw_only=True)
 class Admit:
-    """Create a trace with its first delta, at rev 0, owned. -> `Admitted`, or `TraceExists`."""
+    """Create a trace with its first delta, at rev 0: owned, or, if that delta is `queued`, waiting to be claimed.
+    -> `Admitted`, or `TraceExists`."""
 
     trace_id: str
     graph_id: str
@@ -670,7 +671,7 @@ class Backlog:
     """Those that have an owner."""
     quarantined: int
     oldest: float | None
-    """When the one of `waiting` that was admitted first was admitted."""
+    """Since when the one of `waiting` waits that was admitted first."""
 
 
 @attrs.frozen

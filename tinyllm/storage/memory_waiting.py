@@ -63,8 +63,9 @@ class Waiting:
             if room > 0:
                 kind = (graph_id, claim.apart)
                 for key in list(self._ripe(kind, now)):
-                    traces[key].due = None
-                    self.note(traces[key])
+                    trace = traces[key]
+                    trace.updated_at, trace.due = _waits_since(trace), None
+                    self.note(trace)
                 first += [(*entry, graph_id) for entry in self._ready[kind][:room]]
         return [(traces[key], wanted[graph_id]) for _, key, graph_id in sorted(first)[: claim.limit]]
 
@@ -91,7 +92,7 @@ class Waiting:
             later=later,
             running=sum(map(self._running, wanted)),
             quarantined=sum(each.status == "quarantined" and each.graph_id in wanted for each in traces.values()),
-            oldest=traces[min(ripe[False])].created_at if ripe[False] else None,
+            oldest=_waits_since(traces[min(ripe[False])]) if ripe[False] else None,
         )
 
     def _ripe(self, kind: _Kind, now: float) -> Iterator[int]:
@@ -100,3 +101,7 @@ class Waiting:
 
     def _running(self, graph_id: str) -> int:
         return sum(trace.graph_id == graph_id for trace in self.owned.values())
+
+
+def _waits_since(trace: Trace) -> float:
+    return max(trace.updated_at, trace.due or 0.0)

@@ -77,7 +77,7 @@ def blame(deaths: Sequence[Death]) -> int:
     return sum(death.within for death in deaths) + max(0, accidents - ACCIDENTS)
 
 
-def verdict(trace_id: str, deaths: Sequence[Death]) -> str | None:
+def verdict(deaths: Sequence[Death]) -> str | None:
     """What is said of a trace that is to be quarantined; None if it is not."""
     if blame(deaths) < LIMIT:
         return None
@@ -86,7 +86,7 @@ def verdict(trace_id: str, deaths: Sequence[Death]) -> str | None:
         f"at step {death.step})"
         for death in deaths
     )
-    return f"trace {trace_id!r} ran when its worker died, {len(deaths)} times: {listed}"
+    return f"{len(deaths)} workers died while they executed it: {listed}"
 
 
 def remember(deaths: Sequence[Death], new: Death) -> tuple[Death, ...]:

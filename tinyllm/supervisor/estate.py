@@ -59,7 +59,7 @@ def _death(record: TraceRecord, cause: Cause, pid: int, beside: int) -> Death:
 
 
 def _disown(owner: str, record: TraceRecord, deaths: tuple[Death, ...]) -> Disown:
-    guilty = verdict(record.trace_id, deaths)
+    guilty = verdict(deaths)
     return Disown(
         record.trace,
         record.trace_id,

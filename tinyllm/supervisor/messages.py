@@ -85,9 +85,8 @@ class Freed:
     trace_id: str
 
 
-Reason = Literal["drained", "store", "broken", "late"]
-"""Why a worker ends of its own accord. `store`: the store failed; `broken`: it could not start; `late`: its nodes had
-not ended when the grace was over."""
+Reason = Literal["drained", "store", "broken"]
+"""Why a worker ends of its own accord. `store`: the store failed; `broken`: it could not start."""
 
 
 @attrs.frozen

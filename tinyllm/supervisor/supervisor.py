@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-import attrs
 from anyio.abc import TaskGroup, TaskStatus
 
 from tinyllm import __version__
@@ -30,8 +29,9 @@ from tinyllm.supervisor.deaths import Cause
 from tinyllm.supervisor.estate import disown
 from tinyllm.supervisor.life import Life
 from tinyllm.supervisor.messages import Assignment, Freed, Ready, Refused, settings_of
-from tinyllm.supervisor.restarts import DEATHS, WITHIN_SECONDS, Backoff, Intensity
-from tinyllm.supervisor.status import REFUSED, Status, WorkerStatus, to_json
+from tinyllm.supervisor.restarts import DEATHS, WITHIN_SECONDS, Intensity
+from tinyllm.supervisor.slot import Slot
+from tinyllm.supervisor.status import REFUSED, Status, to_json
 
 logger = logging.getLogger(__name__)
 
@@ -43,31 +43,6 @@ AGAIN_SECONDS = 1.0
 
 KILL_SECONDS = 1.0
 """The end of the grace, in which what has not ended is killed, and what it left disowned."""
-
-
-@attrs.define(eq=False)
-class _Slot:
-    """A place for a worker; there is one after the other in it."""
-
-    number: int
-    apart: bool
-    backoff: Backoff = attrs.field(factory=Backoff)
-    life: Life | None = None
-    since: float = attrs.field(factory=time.time)
-    restart_at: float | None = None
-    restarts: int = 0
-    last_death: str | None = None
-    past: Counter[str] = attrs.field(factory=Counter)
-    """What its former workers executed, by how it ended."""
-
-    @property
-    def executed(self) -> Counter[str]:
-        """What its workers executed, by how it ended."""
-        total = Counter(self.past)
-        if self.life is not None:
-            beat = self.life.beat
-            total.update(completed=beat.completed, failed=beat.failed, others=beat.others)
-        return total
 
 
 class Supervisor(anyio.AsyncContextManagerMixin):
@@ -105,9 +80,13 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         config: ExecutorConfig | None = None,
         accept_graph_change: bool = False,
     ) -> None:
+        if isinstance(graphs, str | os.PathLike) or not graphs:
+            raise ConfigError("graphs", graphs, "a list of paths of graph files, at least of one")
+        if not isinstance(config, ExecutorConfig | None):
+            raise ConfigError("config", config, "an ExecutorConfig")
         self._graphs = tuple(os.path.abspath(path) for path in graphs)
         self._limits = dict(limits or {})
-        _check(self._graphs, workers, concurrency, self._limits, grace, hang_seconds)
+        _check(workers, concurrency, self._limits, grace, hang_seconds)
         self._given = checkpoint_storage
         self._workers = workers
         self._concurrency = concurrency
@@ -121,7 +100,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         self._tasks: TaskGroup
         self._block: anyio.CancelScope
         """What the host does with this."""
-        self._slots: list[_Slot] = []
+        self._slots: list[Slot] = []
         self._numbers = 0
         self._graph_ids: tuple[str, ...] = ()
         self._burying: set[str] = set()
@@ -149,6 +128,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     @asynccontextmanager
     async def __asynccontextmanager__(self) -> AsyncIterator[Supervisor]:
+        if self._drained.is_set():
+            raise SupervisorGaveUp("it has ended once, and does not begin again; make another")
         error: BaseException | None = None
         self._storage = open_storage(self._given)
         await self._storage.initialize()
@@ -237,24 +218,24 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     def _add_slot(self, *, apart: bool = False) -> None:
         self._numbers += 1
-        slot = _Slot(self._numbers, apart)
+        slot = Slot(self._numbers, apart)
         self._slots.append(slot)
         self._tasks.start_soon(self._keep, slot, name=f"worker {slot.number}")
 
-    async def _keep(self, slot: _Slot) -> None:
+    async def _keep(self, slot: Slot) -> None:
         """Keep a worker in the slot, until all end; one that executes traces apart, until it finds none."""
         try:
             while not self._drain_asked.is_set():
-                life = slot.life = Life(
+                life = Life(
                     self._assignment(slot), self._hang_seconds, became_ready=self._became_ready, told=self._heard
                 )
-                slot.since, slot.restart_at = time.time(), None
+                slot.begin(life)
                 cause = await self._live(life)
-                slot.past, slot.life = slot.executed, None
+                slot.end()
                 wait = await self._after(slot, life, cause)
                 if wait is None:
                     break
-                slot.since, slot.restart_at = time.time(), time.time() + wait
+                slot.wait(wait)
                 with anyio.move_on_after(wait):
                     await self._drain_asked.wait()
         finally:
@@ -269,7 +250,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         except OSError as error:  # no more processes, or no memory for one
             return Cause(f"it could not be started ({error})")
 
-    async def _after(self, slot: _Slot, life: Life, cause: Cause | None) -> float | None:
+    async def _after(self, slot: Slot, life: Life, cause: Cause | None) -> float | None:
         """See to what a worker left; seconds until the next one is to start, None if none is."""
         pid = life.pid or 0
         ran = await self._bury(life.owners, cause, pid)
@@ -301,7 +282,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             )
         return wait
 
-    def _assignment(self, slot: _Slot) -> Assignment:
+    def _assignment(self, slot: Slot) -> Assignment:
         return Assignment(
             graphs=self._graphs,
             path=tuple(sys.path),
@@ -321,6 +302,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             self._failure = ConfigError("limits", unknown, allowed)
             self.drain()
             return
+        if not self._ready.is_set():
+            logger.info("supervisor %s serves %s: graphs %s", self.id, self._storage.name, ", ".join(ready.graphs))
         self._graph_ids = ready.graphs
         self._ready.set()
         self._look.set()
@@ -418,7 +401,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             since=self._since,
             state=self.state,
             graphs=self._graph_ids,
-            workers=tuple(self._worker_status(slot, now) for slot in self._slots),
+            workers=tuple(slot.status() for slot in self._slots),
             backlog=backlog,
             lag=None if backlog.oldest is None else max(0.0, now - backlog.oldest),
             completed=executed["completed"],
@@ -433,21 +416,6 @@ class Supervisor(anyio.AsyncContextManagerMixin):
     def _executed(self) -> Counter[str]:
         return sum((slot.executed for slot in self._slots), Counter(self._past))
 
-    def _worker_status(self, slot: _Slot, now: float) -> WorkerStatus:
-        life = slot.life
-        return WorkerStatus(
-            number=slot.number,
-            pid=None if life is None else life.pid,
-            apart=slot.apart,
-            state="waiting" if life is None else life.state,
-            since=slot.since if life is None else life.since,
-            restart_in=None if slot.restart_at is None else max(0.0, slot.restart_at - now),
-            running=0 if life is None else life.beat.running,
-            ended=slot.executed.total(),
-            restarts=slot.restarts,
-            last_death=slot.last_death,
-        )
-
     async def _answer(self, verb: Verb) -> dict[str, Any]:
         match verb:
             case "status":
@@ -460,12 +428,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
                 return {}
 
 
-def _check(
-    graphs: Sequence[str], workers: int, concurrency: int, limits: Mapping[str, int], grace: float, hang_seconds: float
-) -> None:
+def _check(workers: int, concurrency: int, limits: Mapping[str, int], grace: float, hang_seconds: float) -> None:
     """:raises ConfigError: one of them is out of its range."""
-    if not graphs:
-        raise ConfigError("graphs", [], "at least one path of a graph file")
     whole = Whole(1)
     for name, number in (("workers", workers), ("concurrency", concurrency), *limits.items()):
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:

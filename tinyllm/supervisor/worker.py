@@ -8,7 +8,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from typing import Any
 
@@ -78,7 +78,8 @@ class Worker:
         call_soon = loop_caller()
 
         def hear(message: Any) -> None:
-            call_soon(partial(self._hear, message))
+            with suppress(RuntimeError):  # the loop has ended
+                call_soon(partial(self._hear, message))
 
         self._channel.listen(hear, given.grace)
         failure: Exception | None = None

@@ -25,7 +25,7 @@ _READY = f"FROM traces INDEXED BY traces_ready WHERE {_WAITS.format(due='due IS 
 _LATER = f"FROM traces INDEXED BY traces_later WHERE {_WAITS.format(due='due IS NOT NULL')} AND graph_id = ?"
 
 _RIPEN = f"""
-UPDATE traces SET due = NULL
+UPDATE traces SET due = NULL, updated_at = max(updated_at, due)
 WHERE key IN (SELECT key {_LATER} AND apart = ? AND due <= ? ORDER BY due LIMIT {_MOST})
 """
 # A priority that is none, in a row that was damaged, is no reason to claim no other.
@@ -57,7 +57,9 @@ _QUARANTINED = """
 SELECT count(*) FROM traces INDEXED BY traces_quarantined
 WHERE owner IS NULL AND status = 'quarantined' AND trace_id IS NOT NULL AND graph_id = ?
 """
-_ADMITTED_AT = "SELECT min(created_at) FROM traces WHERE key IN (SELECT value FROM json_each(?))"
+_WAITS_SINCE = """
+SELECT min(max(updated_at, coalesce(due, 0))) FROM traces WHERE key IN (SELECT value FROM json_each(?))
+"""
 
 
 def claim(connection: sqlite3.Connection, write: Claim, now: float) -> Claimed:
@@ -128,5 +130,5 @@ def backlog(connection: sqlite3.Connection, graph_ids: Sequence[str], now: float
                 oldest.append(first)
         running += connection.execute(_OWNED, (graph_id,)).fetchone()[0]
         quarantined += connection.execute(_QUARANTINED, (graph_id,)).fetchone()[0]
-    (admitted,) = connection.execute(_ADMITTED_AT, (json.dumps(oldest),)).fetchone()
-    return Backlog(waiting, apart, later, running, quarantined, admitted)
+    (since,) = connection.execute(_WAITS_SINCE, (json.dumps(oldest),)).fetchone()
+    return Backlog(waiting, apart, later, running, quarantined, since)

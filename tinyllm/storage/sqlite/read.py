@@ -85,6 +85,7 @@ _APART: tuple[Status, ...] = ("running", "interrupted", "quarantined")
 
 
 _FLAG = {0: False, 1: True}
+"""Another number makes no sense, and nobody would claim such a trace."""
 
 
 @attrs.frozen

@@ -182,6 +182,14 @@ async def test_a_worker_whose_event_loop_is_blocked_is_ended(bench: Bench) -> No
 
 
 @on_asyncio
+async def test_a_worker_may_take_its_time_to_import_its_graph(bench: Bench) -> None:
+    functions = bench.graph.parent / "nodes.py"
+    functions.write_text(f"import time\n\ntime.sleep(4)\n{functions.read_text()}")
+    async with running(bench.supervisor(hang_seconds=2)) as supervisor:
+        assert (await supervisor.status()).restarts == 0
+
+
+@on_asyncio
 async def test_a_worker_that_was_stopped_is_ended_and_no_trace_is_blamed(bench: Bench) -> None:
     await bench.submit("t", at=1, what="hold")
     async with running(bench.supervisor(workers=2, hang_seconds=HANG_SECONDS)) as supervisor:

@@ -64,6 +64,7 @@ class Life:
         self._process: Process | None = None
         self._pipe = -1
         """Our end of its stdin. It hears of our death when this is closed."""
+        self._heard = False
         self._silent = 0
         """Ticks since it was last heard. Not seconds: while this process stands still, or the machine sleeps, it says
         nothing against a worker that it is not heard."""
@@ -183,7 +184,7 @@ class Life:
             self._ended.set()
 
     def _hear(self, message: Any) -> None:
-        self._silent = 0
+        self._heard, self._silent = True, 0
         match message:
             case Ready():
                 self._ready_at = anyio.current_time()
@@ -200,12 +201,10 @@ class Life:
 
     async def _watch(self, process: Process) -> None:
         """End the process where it is not heard any more."""
-        heard = False
         while True:
             await anyio.sleep(TICK_SECONDS)
-            heard = heard or not self._silent
             self._silent += 1
-            limit = self._hang_seconds if heard else max(START_SECONDS, self._hang_seconds)
+            limit = self._hang_seconds if self._heard else max(START_SECONDS, self._hang_seconds)
             if self._silent > limit / TICK_SECONDS:
                 break
         stopped = _is_stopped(process.pid)

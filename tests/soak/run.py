@@ -27,7 +27,7 @@ GRACE = 5
 
 NODE_SECONDS = (0.05, 0.4)
 
-SUBMITTING = 0.75
+SUBMITTING = 0.97
 """The part of the time in which traces are submitted."""
 
 LOOK_SECONDS = 0.5

@@ -61,8 +61,8 @@ def leases(connection: sqlite3.Connection) -> dict[str, Lease]:
 
 def named(connection: sqlite3.Connection) -> list[Lease]:
     """The owners that traces have, by id."""
-    known = leases(connection)
     found = connection.execute(_NAMED).fetchall()
+    known = leases(connection) if found else {}  # for each it is looked whether its process lives
     return [known.get(owner) or Lease(owner, None, 0, False) for (owner,) in found]
 
 

@@ -43,6 +43,7 @@ messages = st.one_of(
         limits=st.dictionaries(texts, whole),
         apart=st.booleans(),
         grace=st.floats(0, 1e6),
+        quiet_seconds=st.floats(0, 1e6),
         accept_graph_change=st.booleans(),
         settings=st.dictionaries(texts, whole),
         log_level=whole,

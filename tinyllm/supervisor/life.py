@@ -36,6 +36,9 @@ from tinyllm.supervisor.notify import VARIABLES
 logger = logging.getLogger(__name__)
 
 TICK_SECONDS = 1.0
+TICKS = 10
+"""Into how many ticks, if they are not shorter than `TICK_SECONDS`, the time is divided that a worker may be silent:
+who supervises idle workers is to have little to do."""
 
 TERM_SECONDS = 5.0
 """How long a hung worker has to end by itself."""
@@ -64,6 +67,7 @@ class Life:
         self._process: Process | None = None
         self._pipe = -1
         """Our end of its stdin. It hears of our death when this is closed."""
+        self._tick = max(TICK_SECONDS, hang_seconds / TICKS)
         self._heard = False
         self._silent = 0
         """Ticks since it was last heard. Not seconds: while this process stands still, or the machine sleeps, it says
@@ -202,10 +206,10 @@ class Life:
     async def _watch(self, process: Process) -> None:
         """End the process where it is not heard any more."""
         while True:
-            await anyio.sleep(TICK_SECONDS)
+            await anyio.sleep(self._tick)
             self._silent += 1
             limit = self._hang_seconds if self._heard else max(START_SECONDS, self._hang_seconds)
-            if self._silent > limit / TICK_SECONDS:
+            if self._silent > limit / self._tick:
                 break
         stopped = _is_stopped(process.pid)
         what = "it was stopped" if stopped else "its event loop was blocked"

@@ -41,6 +41,9 @@ SWEEP_SECONDS = 1.0
 AGAIN_SECONDS = 1.0
 """How long to wait for a store that takes nothing just now."""
 
+BEATS = 5
+"""How often a worker that has nothing else to tell is heard in the time after which it would be taken to hang."""
+
 KILL_SECONDS = 1.0
 """The end of the grace, in which what has not ended is killed, and what it left disowned."""
 
@@ -291,6 +294,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             limits=self._limits,
             apart=slot.apart,
             grace=self._grace,
+            quiet_seconds=self._hang_seconds / BEATS,
             accept_graph_change=self._accept_graph_change,
             settings=settings_of(self._config),
             log_level=logger.getEffectiveLevel(),

@@ -41,6 +41,7 @@ from tinyllm.supervisor.messages import Assignment, Beat, Freed, Leaving, Ready,
 logger = logging.getLogger(__name__)
 
 BEAT_SECONDS = 1.0
+"""How often, at most, it tells what has changed."""
 
 LOOK_SECONDS = 5.0
 """How long a trace may wait unseen. Who submits one says so, and it is seen at once; but it may die before it has."""
@@ -68,6 +69,8 @@ class Worker:
         self._leaving = Leaving("drained")
         self._rung = anyio.Event()
         self._committed = anyio.Event()
+        self._changed = anyio.Event()
+        """What a beat tells is not what the last one told."""
 
     async def run(self, graphs: list[Graph]) -> Leaving:
         """Work until told to stop; why it ends.
@@ -121,11 +124,15 @@ class Worker:
             self.stop()
 
     async def _beat(self) -> None:
+        """Soon after something has changed, and now and then."""
         while True:
+            self._changed = anyio.Event()
             ended = self._ended
             others = ended.total() - ended["completed"] - ended["failed"]
             self._channel.tell(Beat(len(self._running), ended["completed"], ended["failed"], others))
             await anyio.sleep(BEAT_SECONDS)
+            with anyio.move_on_after(self._assignment.quiet_seconds - BEAT_SECONDS):
+                await self._changed.wait()
 
     async def _stop_at_signal(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM) as signals:
@@ -168,6 +175,7 @@ class Worker:
         assert isinstance(claimed, Claimed)
         for held in claimed.traces:
             self._running[held.trace_id] = held
+            self._changed.set()
             self._tasks.start_soon(self._execute, held, name=f"trace {held.trace_id}")
         # What is left may not be claimed, as its graph has as many running as it may; else look again, for what is due.
         return 0.0 if claimed.traces else look
@@ -182,6 +190,7 @@ class Worker:
                 await self._adopt(held)
         finally:
             del self._running[held.trace_id]
+            self._changed.set()
             self._rung.set()
 
     async def _adopt(self, held: Held) -> None:

@@ -205,13 +205,16 @@ class Life:
 
     async def _watch(self, process: Process) -> None:
         """End the process where it is not heard any more."""
+        stopped = False
         while True:
             await anyio.sleep(self._tick)
             self._silent += 1
+            before, stopped = stopped, self._silent > 1 and _is_stopped(process.pid)
+            if before and not stopped:  # it goes on only now, and could not be heard before
+                self._silent = 0
             limit = self._hang_seconds if self._heard else max(START_SECONDS, self._hang_seconds)
             if self._silent > limit / self._tick:
                 break
-        stopped = _is_stopped(process.pid)
         what = "it was stopped" if stopped else "its event loop was blocked"
         self._hung = Cause(f"{what} for {limit:.0f} s", within=not stopped)
         logger.warning("worker %d hangs: %s; it is ended", process.pid, self._hung.text)

@@ -21,20 +21,27 @@ def test_one_that_is_dead_is_left_to_its_parent_for_a_moment() -> None:
     assert absent.dead([lease(False)], (), PARENT_SECONDS) == [lease(False)]
 
 
-def test_one_that_cannot_be_seen_is_dead_when_its_lease_is_not_renewed_for_as_long_as_one_lasts() -> None:
+@pytest.mark.parametrize("alive", [True, None])
+def test_one_that_is_stopped_or_cannot_be_seen_is_dead_when_its_lease_is_not_renewed_for_as_long_as_one_lasts(
+    alive: bool | None,
+) -> None:
     absent = Absent()
     for second in range(100):
-        assert absent.dead([lease(None, beat=second // 10)], (), float(second)) == []
-    assert absent.dead([lease(None, beat=9)], (), 90 + TTL - 0.1) == []
-    assert absent.dead([lease(None, beat=9)], (), 90 + TTL) == [lease(None, beat=9)]
+        assert absent.dead([lease(alive, beat=second // 10)], (), float(second)) == []
+    assert absent.dead([lease(alive, beat=9)], (), 90 + TTL - 0.1) == []
+    assert absent.dead([lease(alive, beat=9)], (), 90 + TTL) == [lease(alive, beat=9)]
 
 
-@pytest.mark.parametrize("ours", [True, False])
-def test_ours_and_those_that_live_are_not(ours: bool) -> None:
+@pytest.mark.parametrize("alive", [True, False, None])
+def test_ours_are_not(alive: bool | None) -> None:
     absent = Absent()
-    seen = lease(not ours)
     for now in (0.0, 100.0, 1000.0):
-        assert absent.dead([seen], ("a",) if ours else (), now) == []
+        assert absent.dead([lease(alive)], ("a",), now) == []
+
+
+def test_one_that_lives_and_renews_its_lease_is_not() -> None:
+    absent = Absent()
+    assert not any(absent.dead([lease(True, beat)], (), beat * (TTL - 1)) for beat in range(100))
 
 
 def test_one_that_lived_since_begins_anew() -> None:

@@ -9,7 +9,7 @@ import attrs
 from tinyllm.actors.lease import TTL
 from tinyllm.storage.contract import Lease
 
-PARENT_SECONDS = 1.5
+PARENT_SECONDS = 0.9
 """How long the parent of a dead process has to say why it died, which nobody else knows."""
 
 
@@ -30,13 +30,14 @@ class Absent:
         last, self._seen = self._seen, {}
         found = []
         for lease in leases:
-            if lease.alive or lease.id in ours:
+            if lease.id in ours:
                 continue
             seen = last.get(lease.id)
             if seen is None or (seen.lease.alive, seen.lease.beat) != (lease.alive, lease.beat):
                 seen = _Seen(lease, now)
             self._seen[lease.id] = seen
-            # Of one that cannot be seen from here, only that its lease is not renewed: by our own clock.
+            # Else only its lease tells, which is not renewed, by our own clock: it cannot be seen from here; or it is
+            # stopped, and nobody is there who would end it.
             if now - seen.since >= (PARENT_SECONDS if lease.alive is False else TTL):
                 found.append(lease)
         return found

@@ -343,7 +343,6 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     async def _sweep(self) -> None:
         """Disown what died without a parent that would see it, and have workers for what is to be executed apart."""
-        await self._ready.wait()
         fails = False
         while True:
             self._look = anyio.Event()
@@ -362,7 +361,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     async def _disown_absent(self) -> None:
         ours = self._burying.union(*(slot.life.owners for slot in self._slots if slot.life is not None))
-        for lease in self._absent.dead(await self._storage.owners(), ours, anyio.current_time()):
+        dead = self._absent.dead(await self._storage.owners(), ours, anyio.current_time())
+        for lease in dead if self._graph_ids else ():  # what is seen before a worker says which those are, counts
             owner = lease.owner
             who = "its owner" if owner is None else f"its process (pid {owner.pid} on {owner.host})"
             cause = Cause(f"{who} died, or was not heard of any more")
@@ -372,7 +372,11 @@ class Supervisor(anyio.AsyncContextManagerMixin):
     async def _serve_apart(self) -> None:
         """Start one more worker for what is to be executed apart, while more waits and no such worker is on its way."""
         cells = [slot for slot in self._slots if slot.apart]
-        if len(cells) >= self._workers or any(slot.life is None or slot.life.state == "starting" for slot in cells):
+        if (
+            not self._graph_ids
+            or len(cells) >= self._workers
+            or any(slot.life is None or slot.life.state == "starting" for slot in cells)
+        ):
             return
         due = await self._storage.next_due(self._graph_ids, apart=True)
         if due is not None and due <= time.time():

@@ -490,9 +490,10 @@ class SupervisorSilent(TinyLLMError):
 
 @attrs.define(eq=False)
 class SupervisorGaveUp(TinyLLMError):
-    """Workers cannot be kept alive."""
+    """Workers cannot be kept alive. `usage`: because a graph file or a setting is wrong."""
 
     reason: str
+    usage: bool = False
 
     def __str__(self) -> str:
         return f"the supervisor gave up: {self.reason}. No trace is lost; mend that, and start it again"

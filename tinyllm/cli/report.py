@@ -92,6 +92,8 @@ def explain(error: Exception, context: click.Context) -> tuple[str, list[str], i
             return text, [command_line("list")], USAGE
         case e.ConfigError() | e.ConditionError() | e.ValueNotStorable() | e.ValueMismatch() | e.GraphError():
             return text, [], USAGE
+        case e.SupervisorGaveUp(usage=True):
+            return text, [], USAGE
         case e.TraceNotFound():
             near = [command_line("show", trace_id) for trace_id in error.near[:1]]
             return text, near or [command_line("list")], NOT_FOUND

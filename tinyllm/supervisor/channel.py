@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import attrs
+
 from tinyllm.supervisor.messages import Assignment, Leaving, ToSupervisor, decode, encode
 
 PARENT_SECONDS = 2.0
@@ -61,7 +63,7 @@ class Channel:
         """Tell the supervisor, without waiting: one that does not listen, because it is stopped or gone, misses it."""
         line = encode(message)
         if len(line) > MAX_WRITE and isinstance(message, Leaving):
-            line = encode(Leaving(message.reason, message.text[: MAX_WRITE // 8]))
+            line = encode(attrs.evolve(message, text=message.text[: MAX_WRITE // 8]))
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self._out, line)
 

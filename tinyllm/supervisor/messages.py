@@ -92,10 +92,11 @@ Reason = Literal["drained", "store", "broken"]
 
 @attrs.frozen
 class Leaving:
-    """The last that a worker tells, if it is not killed."""
+    """The last that a worker tells, if it is not killed. `usage`: a graph file or a setting is wrong."""
 
     reason: Reason
     text: str = ""
+    usage: bool = False
 
 
 ToSupervisor = Ready | Beat | Refused | Freed | Leaving

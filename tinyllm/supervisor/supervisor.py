@@ -210,11 +210,10 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         self._drained.set()
         self._ready.set()  # for whoever waits for that still
 
-    def _give_up(self, reason: str) -> None:
+    def _give_up(self, reason: str, *, usage: bool = False) -> None:
         """End, with an error for whoever has this in an `async with`."""
         if self._failure is None:
-            self._failure = SupervisorGaveUp(reason)
-            logger.error("%s", self._failure)
+            self._failure = SupervisorGaveUp(reason, usage)
         self.drain()
 
     # -- workers -----------------------------------------------------------------------------------------------
@@ -273,7 +272,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         )
         leaving = life.leaving
         if leaving is not None and leaving.reason == "broken" and not self._ready.is_set():
-            self._give_up(f"a worker cannot start: {leaving.text}")
+            self._give_up(f"a worker cannot start: {leaving.text}", usage=leaving.usage)
         elif (
             not ran
             and (cause.within or (leaving is not None and leaving.reason == "broken"))

@@ -26,6 +26,7 @@ from tinyllm.errors import (
     DatabaseLocked,
     ExecutionError,
     ExecutorBroken,
+    GraphError,
     OwnershipLost,
     StorageError,
     StorageUnavailable,
@@ -308,6 +309,8 @@ def main() -> None:
         leaving = anyio.run(Worker(assignment, channel).run, _load(assignment.graphs))
     except StorageError as error:
         leaving = Leaving("store", str(error))
+    except (GraphError, ConfigError) as error:
+        leaving = Leaving("broken", str(error), usage=True)
     except TinyLLMError as error:
         leaving = Leaving("broken", str(error))
     except Exception as error:  # a graph's lifespan, or what its modules do when they are imported

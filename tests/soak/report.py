@@ -24,7 +24,8 @@ def report(seen: Seen, log: Log) -> Iterator[str]:
     again = len(began) - len(set(began))
     yield f"{len(seen.submitted):,} traces; {len(began):,} nodes began, {again:,} of them not for the first time"
     yield "from a worker's death to its traces running again:"
-    for name, samples in grouped(seen, ran_again(seen)).items():
+    groups = grouped(seen, ran_again(seen))
+    for name, samples in (*groups.items(), ("all", [each for group in groups.values() for each in group])):
         spread = Spread.of(each.seconds for each in samples)
         deaths = len({each.life for each in samples})
         late = sum(each.seconds > AGAIN_SECONDS for each in samples)

@@ -44,6 +44,10 @@ async def poke(task: str, context: NodeContext) -> str:
                 try:
                     if os.readlink(f"/proc/self/fd/{descriptor}").startswith("pipe:"):
                         os.write(descriptor, b'garbage\\\\n{"Ready": 1}\\\\n[]\\\\n{"Nothing": {}}\\\\n')
+                        for _ in range(20):  # a line that is longer than any message
+                            await anyio.sleep(0.01)
+                            os.write(descriptor, b"x" * 4000)
+                        os.write(descriptor, b"\\\\n")
                 except OSError:
                     pass
         case "fail of xyzzy-4711" | "fail of [redacted]":
@@ -332,7 +336,8 @@ def test_a_node_that_writes_to_the_channel_does_no_harm(desk: Desk, poking: Path
         for task, trace_id in (("channel", "t"), ("", "after")):
             desk.command("submit", poking, "--task", task, "--id", trace_id)
             until_status(desk, trace_id, "completed")
-        served.until_told("says what is no message")
+        served.until_told("says what is no message (")
+        served.until_told("says what is no message: more than")
         assert desk.command("drain").exit_code == 0
         assert served.ended() == 0
     assert "Traceback" not in served.told

@@ -179,12 +179,17 @@ class Life:
         lines = BufferedByteReceiveStream(process.stdout)
         try:
             while True:
-                line = await lines.receive_until(b"\n", MAX_LINE)
+                try:
+                    line = await lines.receive_until(b"\n", MAX_LINE)
+                except anyio.DelimiterNotFound:
+                    logger.warning("worker %d says what is no message: more than %d bytes", process.pid, MAX_LINE)
+                    lines = BufferedByteReceiveStream(process.stdout)
+                    continue
                 try:
                     self._hear(decode(line))
                 except ValueError as error:
                     logger.warning("worker %d says what is no message (%s): %r", process.pid, error, line[:200])
-        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError, anyio.DelimiterNotFound):
+        except (anyio.EndOfStream, anyio.IncompleteRead, anyio.BrokenResourceError):
             self._ended.set()
 
     def _hear(self, message: Any) -> None:

@@ -195,7 +195,10 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     async def _drain_when_asked(self) -> None:
         await self._drain_asked.wait()
-        logger.info("draining: nothing more is claimed; what runs has %.0f s to come to a durable point", self._grace)
+        if self._failure is None:
+            logger.info(
+                "draining: nothing more is claimed; what runs has %.0f s to come to a durable point", self._grace
+            )
         for slot in self._slots:
             if slot.life is not None:
                 slot.life.drain()
@@ -265,23 +268,22 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             return 0.0
         self._deaths[cause.text] += 1
         slot.last_death = cause.text
+        leaving = life.leaving
+        broken = leaving is not None and leaving.reason == "broken"
+        if leaving is not None and broken and not self._ready.is_set():
+            self._give_up(f"a worker cannot start: {leaving.text}", usage=leaving.usage)
+            return None
+        if not ran and (cause.within or broken) and self._intensity.exceeded(anyio.current_time()):
+            self._give_up(
+                f"{DEATHS} workers died within {WITHIN_SECONDS:.0f} s while they executed nothing, at last because "
+                f"{cause.text}; what they wrote to stderr may say more"
+            )
+            return None
         wait = slot.backoff.after(life.lived)
         logger.warning(
             "worker %d (pid %d) died, which executed %d: %s; another follows in %.1f s",
             *(slot.number, pid, ran, cause.text, wait),
         )
-        leaving = life.leaving
-        if leaving is not None and leaving.reason == "broken" and not self._ready.is_set():
-            self._give_up(f"a worker cannot start: {leaving.text}", usage=leaving.usage)
-        elif (
-            not ran
-            and (cause.within or (leaving is not None and leaving.reason == "broken"))
-            and self._intensity.exceeded(anyio.current_time())
-        ):
-            self._give_up(
-                f"{DEATHS} workers died within {WITHIN_SECONDS:.0f} s while they executed nothing, at last because "
-                f"{cause.text}; what they wrote to stderr may say more"
-            )
         return wait
 
     def _assignment(self, slot: Slot) -> Assignment:

@@ -1,9 +1,10 @@
 """What the README and the docs show is what happens: every block of theirs is run here.
 
 A ```console block is typed, line by line after `$`, and must print what stands below, in which `...` stands for
-anything. A ```python block is run. A block under a `<!-- file: NAME -->` line is that file. ```sh is for what is typed
-in a clone; its `make` targets are checked. One directory serves a whole page. A ```{name} block is a directive: the
-docs are built here too, as `make docs` builds them, so that `make test` finds what would break them.
+anything; what ends in ` &` goes on beside the rest of its page, which has to end it. A ```python block is run. A block
+under a `<!-- file: NAME -->` line is that file. ```sh is for what is typed in a clone; its `make` targets are checked.
+One directory serves a whole page. A ```{name} block is a directive: the docs are built here too, as `make docs` builds
+them, so that `make test` finds what would break them.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import NamedTuple, get_args
 
@@ -30,6 +32,7 @@ from tinyllm import (
     Executor,
     GraphBuilder,
     NodeContext,
+    Supervisor,
     load_graph,
     testing,
 )
@@ -38,6 +41,7 @@ from tinyllm.cli.main import cli
 from tinyllm.cli.main import graph as graph_commands
 from tinyllm.graph.conditions import FIELDS
 from tinyllm.graph.evaluate import FUNCTIONS, METHODS
+from tinyllm.supervisor.status import Status, WorkerStatus
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -74,27 +78,55 @@ def fits(wanted: str, printed: str) -> bool:
     return re.fullmatch(pattern, printed + "\n" if printed else "") is not None
 
 
-def run(command: list[str] | str, page: Path) -> str:
-    environment = {
+def environment(page: Path) -> dict[str, str]:
+    return {
         "HOME": str(page),
         "PYTHONPATH": str(ROOT),  # the code beside these pages, also where the environment is another clone's
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "COLUMNS": "100",
         "LC_ALL": "C.UTF-8",
     }
+
+
+def run(command: list[str] | str, page: Path) -> str:
     shell = isinstance(command, str)
     if isinstance(command, str) and "--kill-after" in command:
         command = f"exec {command}"  # shells differ in what they say of a child that was killed
     finished = subprocess.run(
-        command, shell=shell, cwd=page, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        shell=shell,
+        cwd=page,
+        env=environment(page),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     killed = finished.returncode == -signal.SIGKILL
     assert killed or finished.returncode == 0, f"{command}: exit {finished.returncode}\n{finished.stdout}"
     return finished.stdout.strip() + ("\nKilled" if killed else "")
 
 
+@contextmanager
+def beside(command: str, page: Path) -> Iterator[None]:
+    """Runs beside the block, at the end of which it must have ended, or end now, by itself and well."""
+    process = subprocess.Popen(
+        f"exec {command}", shell=True, cwd=page, env=environment(page), stdout=subprocess.DEVNULL
+    )
+    with process:
+        try:
+            yield
+            assert process.wait(timeout=20) == 0, f"{command}: exit {process.returncode}"
+        finally:
+            process.kill()
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).with_suffix("").as_posix().lower())
 def test_page(page: Path, tmp_path: Path) -> None:
+    with ExitStack() as behind:
+        check_page(page, tmp_path, behind)
+
+
+def check_page(page: Path, tmp_path: Path, behind: ExitStack) -> None:
     for block in blocks(page):
         where = f"{page.name}:{block.line}"
         if block.file:
@@ -106,6 +138,9 @@ def test_page(page: Path, tmp_path: Path) -> None:
             print(where, run([sys.executable, str(script)], tmp_path))
         elif block.language == "console":
             for command, wanted in commands(block.text):
+                if command.endswith(" &"):
+                    behind.enter_context(beside(command.removesuffix(" &"), tmp_path))
+                    continue
                 printed = run(command, tmp_path)
                 assert fits(wanted, printed.strip()), f"{where}: $ {command}\n{printed}\n-- wanted --\n{wanted}"
         elif not block.language.startswith("{"):
@@ -126,10 +161,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def build(source: Path, target: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", *options, str(source), str(target)]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(DOCS / "_ext")])}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    variables = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(DOCS / "_ext")])}
+    return subprocess.run(command, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -147,10 +180,19 @@ def test_the_reference_has_every_name(entries: set[str]) -> None:
     public = {f"tinyllm.{name}": getattr(tinyllm, name) for name in tinyllm.__all__ if name != "__version__"}
     public |= {f"tinyllm.actors.events.{each.__name__}": each for each in get_args(Event)}
     names = {*public, *(f"tinyllm.testing.{name}" for name in testing.__all__)}
+    public |= {f"{each.__module__}.{each.__name__}": each for each in (Status, WorkerStatus)}
     for name, each in public.items():
         if isinstance(each, type) and attrs.has(each):
             names |= {f"{name}.{field.alias}" for field in attrs.fields(each)}  # `state` for `_state`
-    for each in (CheckpointManager, CheckpointStorage, ExecutionContext, Executor, GraphBuilder, NodeContext):
+    for each in (
+        CheckpointManager,
+        CheckpointStorage,
+        ExecutionContext,
+        Executor,
+        GraphBuilder,
+        NodeContext,
+        Supervisor,
+    ):
         names |= {f"tinyllm.{each.__name__}.{name}" for name in vars(each) if not name.startswith("_")}
     commands = {name: command for name, command in cli.commands.items() if command is not graph_commands}
     commands |= {f"graph-{n}": command for n, command in graph_commands.commands.items() if n not in commands}

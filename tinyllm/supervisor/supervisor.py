@@ -303,8 +303,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     def _became_ready(self, ready: Ready) -> None:
         if unknown := sorted(set(self._limits) - set(ready.graphs)):
-            allowed = f"limits of the graphs that it has, which are {', '.join(ready.graphs)}"
-            self._failure = ConfigError("limits", unknown, allowed)
+            allowed = f"by the id of a graph that is supervised, which are: {', '.join(ready.graphs)}"
+            self._failure = ConfigError("limits", unknown[0], allowed)
             self.drain()
             return
         if not self._ready.is_set():

@@ -100,6 +100,7 @@ class Worker:
                         self._executors[graph.id] = await stack.enter_async_context(executor)
                     self._channel.tell(Ready(tuple(self._executors), tuple(map(_owner, self._executors.values()))))
                     await self._work()
+                    self._tell_beat()
                     wake(self._storage)  # others can go on with what it gave up; its own supervisor may be dead
             except Exception as error:  # raised below: out of a task group it would come wrapped in a group
                 failure = error
@@ -128,12 +129,15 @@ class Worker:
         """Soon after something has changed, and now and then."""
         while True:
             self._changed = anyio.Event()
-            ended = self._ended
-            others = ended.total() - ended["completed"] - ended["failed"]
-            self._channel.tell(Beat(len(self._running), ended["completed"], ended["failed"], others))
+            self._tell_beat()
             await anyio.sleep(BEAT_SECONDS)
             with anyio.move_on_after(self._assignment.quiet_seconds - BEAT_SECONDS):
                 await self._changed.wait()
+
+    def _tell_beat(self) -> None:
+        ended = self._ended
+        others = ended.total() - ended["completed"] - ended["failed"]
+        self._channel.tell(Beat(len(self._running), ended["completed"], ended["failed"], others))
 
     async def _stop_at_signal(self) -> None:
         with anyio.open_signal_receiver(signal.SIGTERM) as signals:

@@ -27,8 +27,8 @@ from tinyllm.graph.payload import encode_error
 from tinyllm.storage.contract import Acquire, Acquired, Disown, Done
 
 DEATHS = [
-    {"at": 1.7e9, "cause": "it exited with code 9", "within": True, "pid": 4711, "beside": 0, "step": 1, "rev": 2},
-    {"at": 1.7e9 + 100, "cause": "it crashed", "within": True, "pid": 4712, "beside": 3, "step": 1, "rev": 2},
+    {"at": 1.7e9, "cause": "it exited with code 9", "within": True, "pid": 4711, "beside": 0, "step": 1},
+    {"at": 1.7e9 + 100, "cause": "it crashed", "within": True, "pid": 4712, "beside": 3, "step": 1},
 ]
 
 

@@ -17,7 +17,7 @@ import trio.testing
 from tests.soak.processes import stat
 from tinyllm.supervisor.channel import Channel
 from tinyllm.supervisor.life import Life
-from tinyllm.supervisor.messages import Assignment, Beat, ToSupervisor
+from tinyllm.supervisor.messages import Assignment, Beat, Ready, ToSupervisor
 from tinyllm.supervisor.worker import Worker
 
 pytestmark = pytest.mark.anyio
@@ -40,7 +40,7 @@ class Told:
         self.at.append(anyio.current_time() - self.began)
 
 
-def assignment(quiet_seconds: float) -> Assignment:
+def assignment(hang_seconds: float) -> Assignment:
     return Assignment(
         graphs=(),
         path=(),
@@ -49,7 +49,7 @@ def assignment(quiet_seconds: float) -> Assignment:
         limits={},
         apart=False,
         grace=1.0,
-        quiet_seconds=quiet_seconds,
+        hang_seconds=hang_seconds,
         accept_graph_change=False,
         settings={},
         log_level=0,
@@ -58,7 +58,7 @@ def assignment(quiet_seconds: float) -> Assignment:
 
 async def test_a_worker_tells_of_a_change_soon_and_else_only_that_it_lives() -> None:
     told = Told()
-    worker = Worker(assignment(6.0), cast("Channel", told))
+    worker = Worker(assignment(30.0), cast("Channel", told))
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(worker._beat)
         await anyio.sleep(20)
@@ -73,7 +73,7 @@ async def test_a_worker_tells_of_a_change_soon_and_else_only_that_it_lives() -> 
 async def test_a_worker_that_is_watched_closely_tells_each_second_that_it_lives() -> None:
     told = Told()
     with anyio.move_on_after(3.5):
-        await Worker(assignment(0.4), cast("Channel", told))._beat()
+        await Worker(assignment(2.0), cast("Channel", told))._beat()
     assert told.at == pytest.approx([0, 1, 2, 3])
 
 
@@ -105,15 +105,15 @@ def process() -> Iterator[Sleeping]:
 
 
 def life() -> Life:
-    """One that may be silent for 4 s, and was heard."""
-    found = Life(assignment(1.0), 4.0, became_ready=lambda _: None, told=lambda _: None)
-    found._hear(Beat(0, 0, 0, 0))
+    """One that may be silent for 4 s, and is ready."""
+    found = Life(assignment(4.0), 4.0, became_ready=lambda _: None, told=lambda _: None)
+    found._hear(Ready((), ()))
     return found
 
 
 async def test_a_worker_that_is_silent_for_too_long_is_ended(process: Sleeping) -> None:
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(life()._watch, cast("Any", process))
+        tasks.start_soon(life()._watch, cast("Any", process), anyio.CancelScope())
         await anyio.sleep(4.5)
         assert process.ended == []
         await anyio.sleep(1)
@@ -124,7 +124,7 @@ async def test_a_worker_that_is_silent_for_too_long_is_ended(process: Sleeping) 
 async def test_one_that_is_stopped_goes_on_to_end(process: Sleeping) -> None:
     process.send(signal.SIGSTOP, "T")
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(life()._watch, cast("Any", process))
+        tasks.start_soon(life()._watch, cast("Any", process), anyio.CancelScope())
         await anyio.sleep(5.5)
         assert process.ended == [signal.SIGTERM, signal.SIGCONT]
         tasks.cancel_scope.cancel()
@@ -134,7 +134,7 @@ async def test_one_that_goes_on_in_the_last_moment_is_given_the_time_to_say_so(p
     process.send(signal.SIGSTOP, "T")
     watched = life()
     async with anyio.create_task_group() as tasks:
-        tasks.start_soon(watched._watch, cast("Any", process))
+        tasks.start_soon(watched._watch, cast("Any", process), anyio.CancelScope())
         await anyio.sleep(4.5)
         process.send(signal.SIGCONT, "S")
         await anyio.sleep(4)

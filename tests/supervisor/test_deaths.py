@@ -19,14 +19,13 @@ deaths = st.builds(
     within=st.booleans(),
     pid=st.integers(1, 2**22),
     beside=st.integers(0, 100),
-    step=st.integers(0, 10**6),
-    rev=st.integers(0, 3),
+    step=st.integers(0, 3),
 )
-"""Few revs, so that some deaths are at the same place."""
+"""Few steps, so that some deaths are at the same place."""
 
 
-def death(*, within: bool = False, rev: int = 1, beside: int = 0) -> Death:
-    return Death(at=1e9, cause="it exited with code 1", within=within, pid=7, beside=beside, step=rev, rev=rev)
+def death(*, within: bool = False, step: int = 1, beside: int = 0) -> Death:
+    return Death(at=1e9, cause="it exited with code 1", within=within, pid=7, beside=beside, step=step)
 
 
 @pytest.mark.parametrize("code", [0, 1, 255])
@@ -65,7 +64,7 @@ def test_a_trace_is_quarantined_at_the_third_death_from_within_and_the_evidence_
 
 
 def test_accidents_do_not_count_while_the_trace_gets_further() -> None:
-    assert blame([death(rev=rev) for rev in range(KEPT)]) == 0
+    assert blame([death(step=step) for step in range(KEPT)]) == 0
 
 
 def test_many_deaths_at_the_same_place_are_no_accidents() -> None:
@@ -95,8 +94,8 @@ def test_what_is_no_evidence_blames_nobody(body: bytes | None) -> None:
 
 def test_the_newest_deaths_are_remembered() -> None:
     seen: tuple[Death, ...] = ()
-    for rev in range(KEPT + 5):
-        seen = remember(seen, death(rev=rev))
+    for step in range(KEPT + 5):
+        seen = remember(seen, death(step=step))
     assert len(seen) == KEPT
-    assert seen[-1].rev == KEPT + 4
-    assert all(later.rev == earlier.rev + 1 for earlier, later in pairwise(seen))
+    assert seen[-1].step == KEPT + 4
+    assert all(later.step == earlier.step + 1 for earlier, later in pairwise(seen))

@@ -23,7 +23,6 @@ class Death:
     beside: int
     """How many other traces it executed."""
     step: int
-    rev: int
     """Where the trace was, as far as that was durable."""
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import faulthandler
 import os
 import select
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
@@ -36,6 +36,7 @@ class Channel:
         os.dup2(nothing, 0)
         os.close(nothing)
         os.dup2(2, 1)
+        self._end_in = 0.0
         self._lines = self._read()
 
     def assignment(self) -> Assignment | None:
@@ -46,16 +47,18 @@ class Channel:
             return first
         return None
 
-    def listen(self, heard: Callable[[Any], None], grace: float) -> None:
+    def listen(self, heard: Callable[[Any], None], *, grace: float, hang_seconds: float) -> None:
         """Call `heard` with each message from now on, in a thread, and with None at the supervisor's end; `grace`
-        seconds after that the process ends, whatever it does."""
+        seconds after that the process ends, whatever it does. Where a node lets no thread of Python's have a turn, so
+        that the end is not seen, it ends when the supervisor would have ended it."""
+        self._end_in = max(grace, hang_seconds) + 2 * PARENT_SECONDS
 
         def act() -> None:
             for line in self._lines:
                 heard(decode(line))
+            self._end_in = grace
+            self._alarm()
             heard(None)
-            time.sleep(grace)
-            os._exit(1)
 
         threading.Thread(target=act, name="tinyllm supervisor's messages", daemon=True).start()
 
@@ -67,9 +70,15 @@ class Channel:
         with suppress(BlockingIOError, BrokenPipeError):
             os.write(self._out, line)
 
+    def _alarm(self) -> None:
+        # A thread of C's, which needs no turn of the interpreter.
+        faulthandler.dump_traceback_later(self._end_in, exit=True)
+
     def _read(self) -> Iterator[bytes]:
         buffer = b""
         while True:
+            if self._end_in:
+                self._alarm()
             ready, _, _ = select.select([self._in], [], [], PARENT_SECONDS)
             if not ready:
                 if os.getppid() != self._parent:

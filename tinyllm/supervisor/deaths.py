@@ -71,7 +71,7 @@ def blame(deaths: Sequence[Death]) -> int:
     """How many of the deaths at which a trace ran count against it; 0: it is not suspected."""
     accidents = 0
     for death in reversed(deaths):
-        if death.within or death.rev != deaths[-1].rev:
+        if death.within or death.step != deaths[-1].step:
             break
         accidents += 1
     return sum(death.within for death in deaths) + max(0, accidents - ACCIDENTS)

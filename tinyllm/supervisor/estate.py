@@ -54,7 +54,6 @@ def _death(record: TraceRecord, cause: Cause, pid: int, beside: int) -> Death:
         pid=pid,
         beside=beside,
         step=record.step,
-        rev=record.rev,
     )
 
 

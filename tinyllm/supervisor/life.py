@@ -44,7 +44,7 @@ TERM_SECONDS = 5.0
 """How long a hung worker has to end by itself."""
 
 START_SECONDS = 120.0
-"""How long it may take until it is heard for the first time: its graph's modules are imported before that."""
+"""How long it may be silent until it is ready: its graph's modules are imported, and its lifespan begun, before that."""
 
 State = Literal["starting", "running", "draining", "stopping"]
 
@@ -68,7 +68,8 @@ class Life:
         self._pipe = -1
         """Our end of its stdin. It hears of our death when this is closed."""
         self._tick = max(TICK_SECONDS, hang_seconds / TICKS)
-        self._heard = False
+        self._killed = 0
+        """What `_killed_for_memory` said when it last lived: of what is killed for want of memory since, it may be one."""
         self._silent = 0
         """Ticks since it was last heard. Not seconds: while this process stands still, or the machine sleeps, it says
         nothing against a worker that it is not heard."""
@@ -103,25 +104,27 @@ class Life:
     async def live(self) -> Cause | None:
         """Start the process, and see to it until it has ended; why it did, None where it was told to. Cancelling this
         kills it."""
-        killed = _killed_for_memory()
+        self._killed = _killed_for_memory()
         self._process = process = await self._start()
         try:
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._listen, process, name=f"messages of worker {process.pid}")
-                tasks.start_soon(self._watch, process, name=f"watch over worker {process.pid}")
+                watch = anyio.CancelScope()
+                tasks.start_soon(self._watch, process, watch, name=f"watch over worker {process.pid}")
                 await process.wait()
+                watch.cancel()
                 with anyio.move_on_after(TICK_SECONDS):  # what it said last; a child of its may hold the pipe open
                     await self._ended.wait()
                 tasks.cancel_scope.cancel()
         finally:
             with anyio.CancelScope(shield=True):  # bounded: what is killed ends
                 self.kill()
+                os.close(self._pipe)
+                self._pipe = -1
                 await process.aclose()
-            os.close(self._pipe)
-            self._pipe = -1
         if self._ready_at is not None:
             self.lived = anyio.current_time() - self._ready_at
-        return self._cause(process.returncode or 0, out_of_memory=_killed_for_memory() != killed)
+        return self._cause(process.returncode or 0, out_of_memory=_killed_for_memory() != self._killed)
 
     async def _start(self) -> Process:
         env = {name: value for name, value in os.environ.items() if name not in VARIABLES}
@@ -156,7 +159,9 @@ class Life:
     def drain(self) -> None:
         """Have it come to a durable point, and end."""
         self._ordered = True
-        self._tell(Drain())
+        if not self._tell(Drain()) and self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.terminate()  # the same to it; it has not read for long
 
     def kill(self) -> None:
         """End it now. What it had begun is in the store as far as it was durable."""
@@ -165,12 +170,16 @@ class Life:
             with suppress(ProcessLookupError):
                 self._process.kill()
 
-    def _tell(self, message: ToWorker) -> None:
-        """Without waiting: what is told is on its way before anything else happens, and a worker that does not read is
-        found to hang."""
-        if self._pipe >= 0:
-            with suppress(BlockingIOError, BrokenPipeError):
-                os.write(self._pipe, encode(message))
+    def _tell(self, message: ToWorker) -> bool:
+        """Without waiting: what is told is on its way before anything else happens. Whether there was room for it; a
+        worker that does not read is found to hang."""
+        if self._pipe < 0:
+            return False
+        try:
+            os.write(self._pipe, encode(message))
+        except (BlockingIOError, BrokenPipeError):
+            return False
+        return True
 
     # -- what it tells -----------------------------------------------------------------------------------------
 
@@ -193,7 +202,7 @@ class Life:
             self._ended.set()
 
     def _hear(self, message: Any) -> None:
-        self._heard, self._silent = True, 0
+        self._silent = 0
         match message:
             case Ready():
                 self._ready_at = anyio.current_time()
@@ -208,8 +217,21 @@ class Life:
             case _:
                 raise ValueError("it is for a worker")
 
-    async def _watch(self, process: Process) -> None:
-        """End the process where it is not heard any more."""
+    async def _watch(self, process: Process, scope: anyio.CancelScope) -> None:
+        with scope:
+            hung = await self._until_it_hangs(process)
+            self._hung = hung
+            logger.warning("worker %d hangs: %s; it is ended", process.pid, hung.text)
+            with suppress(ProcessLookupError):
+                process.terminate()
+                # To end by itself it has to go on; and it may hold the store's lock, which all others wait for.
+                if not hung.within:
+                    process.send_signal(signal.SIGCONT)
+            await anyio.sleep(TERM_SECONDS)
+            self.kill()
+
+    async def _until_it_hangs(self, process: Process) -> Cause:
+        """Return when the process is not heard any more; what that comes from."""
         stopped = False
         while True:
             await anyio.sleep(self._tick)
@@ -217,17 +239,13 @@ class Life:
             before, stopped = stopped, self._silent > 1 and _is_stopped(process.pid)
             if before and not stopped:  # it goes on only now, and could not be heard before
                 self._silent = 0
-            limit = self._hang_seconds if self._heard else max(START_SECONDS, self._hang_seconds)
+            limit = self._hang_seconds
+            if self._ready_at is None:
+                limit = max(limit, START_SECONDS)
             if self._silent > limit / self._tick:
-                break
-        what = "it was stopped" if stopped else "its event loop was blocked"
-        self._hung = Cause(f"{what} for {limit:.0f} s", within=not stopped)
-        logger.warning("worker %d hangs: %s; it is ended", process.pid, self._hung.text)
-        process.terminate()
-        if stopped:  # to end by itself it has to go on; and it may hold the store's lock, which all others wait for
-            process.send_signal(signal.SIGCONT)
-        await anyio.sleep(TERM_SECONDS)
-        self.kill()
+                what = "it was stopped" if stopped else "its event loop was blocked"
+                return Cause(f"{what} for {limit:.0f} s", within=not stopped)
+            self._killed = _killed_for_memory()
 
 
 def _is_stopped(pid: int) -> bool:

@@ -24,7 +24,7 @@ class Assignment:
     `limits`: by graph id, how many traces may be executed at once in the whole store. `concurrency`: how many this
     worker executes at once. `apart`: it executes those that are to be executed apart, and ends when there are none.
     `grace`: seconds that its nodes have to end when it is to stop. `settings`: those of its executors, as `settings_of`
-    has them. `quiet_seconds`: how long it may be silent while nothing changes. `log_level`: as of `logging`.
+    has them. `hang_seconds`: after so long a silence it is taken to hang. `log_level`: as of `logging`.
     """
 
     graphs: tuple[str, ...]
@@ -34,7 +34,7 @@ class Assignment:
     limits: Mapping[str, int]
     apart: bool
     grace: float
-    quiet_seconds: float
+    hang_seconds: float
     accept_graph_change: bool
     settings: Mapping[str, Any]
     log_level: int

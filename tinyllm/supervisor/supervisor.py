@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import anyio
-from anyio.abc import TaskGroup, TaskStatus
+from anyio.abc import TaskGroup
 
 from tinyllm import __version__
 from tinyllm.core.config import ExecutorConfig
-from tinyllm.core.store import open_storage
+from tinyllm.core.store import opened_storage
 from tinyllm.errors import ConfigError, StorageError, SupervisorGaveUp
 from tinyllm.graph.settings import Whole
 from tinyllm.storage.contract import CheckpointStorage
@@ -40,9 +40,6 @@ SWEEP_SECONDS = 1.0
 
 AGAIN_SECONDS = 1.0
 """How long to wait for a store that takes nothing just now."""
-
-BEATS = 5
-"""How often a worker that has nothing else to tell is heard in the time after which it would be taken to hang."""
 
 KILL_SECONDS = 1.0
 """The end of the grace, in which what has not ended is killed, and what it left disowned."""
@@ -134,42 +131,45 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         if self._drained.is_set():
             raise SupervisorGaveUp("it has ended once, and does not begin again; make another")
         error: BaseException | None = None
-        self._storage = open_storage(self._given)
-        await self._storage.initialize()
-        try:
-            async with serving(Path(self._storage.name), self.id, self._answer), anyio.create_task_group() as tasks:
-                self._block = tasks.cancel_scope
-                try:
-                    await tasks.start(self._run, name=f"supervisor {self.id}")
-                    await self._ready.wait()
-                    yield self
-                except BaseException as raised:
-                    if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
-                        raise
-                    error = raised  # carried past the task group, which would wrap it in a group
-                finally:
-                    self.drain()
-        finally:
-            with anyio.CancelScope(shield=True):  # bounded: a store closes after its present commit
-                await self._storage.close()
+        async with opened_storage(self._given) as self._storage, anyio.create_task_group() as tasks:
+            self._block = tasks.cancel_scope
+            try:
+                tasks.start_soon(self._run, name=f"supervisor {self.id}")  # not waited for: it only ends by a drain
+                await self._ready.wait()
+                yield self
+            except BaseException as raised:
+                if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
+                    raise
+                error = raised  # carried past the task group, which would wrap it in a group
+            finally:
+                self.drain()
         if self._failure is not None:  # what it led to in the block says less
             raise self._failure from error
         if error is not None:
             raise error
 
-    async def _run(self, *, task_status: TaskStatus[None]) -> None:
+    async def _run(self) -> None:
         """All that goes on here. It ends when it has drained: a cancellation of the host only has it drain."""
-        with anyio.CancelScope(shield=True):  # bounded: by the grace, once it drains
-            async with anyio.create_task_group() as tasks:
-                self._tasks = tasks
-                for _ in range(self._workers):
-                    self._add_slot()
-                tasks.start_soon(self._sweep, name="sweep")
-                task_status.started()
-                await self._drain_when_asked()
-                tasks.cancel_scope.cancel()
-        if self._failure is not None:
-            self._block.cancel()
+        try:
+            with anyio.CancelScope(shield=True):  # bounded: by the grace, once it drains
+                async with serving(Path(self._storage.name), self.id, self._answer):
+                    await self._work()
+        except StorageError as error:  # no socket can be made there
+            self._failure = error
+        finally:
+            self._drained.set()
+            self._ready.set()  # for whoever waits for that still
+            if self._failure is not None:
+                self._block.cancel()
+
+    async def _work(self) -> None:
+        async with anyio.create_task_group() as tasks:
+            self._tasks = tasks
+            for _ in range(self._workers):
+                self._add_slot()
+            tasks.start_soon(self._sweep, name="sweep")
+            await self._drain_when_asked()
+            tasks.cancel_scope.cancel()
 
     def drain(self) -> None:
         """Claim nothing more, and end when what runs has come to a durable point, at the latest after the grace. A
@@ -210,8 +210,6 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             self.kill()
             with anyio.move_on_after(KILL_SECONDS):
                 await self._empty.wait()
-        self._drained.set()
-        self._ready.set()  # for whoever waits for that still
 
     def _give_up(self, reason: str, *, usage: bool = False) -> None:
         """End, with an error for whoever has this in an `async with`."""
@@ -229,6 +227,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     async def _keep(self, slot: Slot) -> None:
         """Keep a worker in the slot, until all end; one that executes traces apart, until it finds none."""
+        ended = False
         try:
             while not self._drain_asked.is_set():
                 life = Life(
@@ -243,11 +242,19 @@ class Supervisor(anyio.AsyncContextManagerMixin):
                 slot.wait(wait)
                 with anyio.move_on_after(wait):
                     await self._drain_asked.wait()
+            ended = True
         finally:
+            if not ended:
+                self._lost_task()
             self._past += slot.executed
             self._slots.remove(slot)
             if not self._slots:
                 self._empty.set()
+
+    def _lost_task(self) -> None:
+        """A task ended before its time: asyncio's own cancellation takes one alone, and nobody would notice."""
+        if not self._drain_asked.is_set():
+            self._give_up("one of its tasks was cancelled")
 
     async def _live(self, life: Life) -> Cause | None:
         try:
@@ -258,7 +265,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
     async def _after(self, slot: Slot, life: Life, cause: Cause | None) -> float | None:
         """See to what a worker left; seconds until the next one is to start, None if none is."""
         pid = life.pid or 0
-        ran = await self._bury(life.owners, cause, pid)
+        # What a worker says itself, that the store failed, is no trace's fault.
+        ran = await self._bury(life.owners, None if life.leaving is not None else cause, pid)
         if self._drain_asked.is_set() or (slot.apart and cause is None):
             return None
         slot.restarts += 1
@@ -295,7 +303,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             limits=self._limits,
             apart=slot.apart,
             grace=self._grace,
-            quiet_seconds=self._hang_seconds / BEATS,
+            hang_seconds=self._hang_seconds,
             accept_graph_change=self._accept_graph_change,
             settings=settings_of(self._config),
             log_level=logger.getEffectiveLevel(),
@@ -344,30 +352,31 @@ class Supervisor(anyio.AsyncContextManagerMixin):
 
     async def _sweep(self) -> None:
         """Disown what died without a parent that would see it, and have workers for what is to be executed apart."""
-        fails = False
-        while True:
-            self._look = anyio.Event()
-            self._rates.append(self._executed.total())
-            try:
-                await self._disown_absent()
-                if not self._drain_asked.is_set():
-                    await self._serve_apart()
-                fails = False
-            except StorageError as error:
-                if not fails:  # it looks every second: once is enough to say so
-                    logger.warning("%s: could not look for what died: %s", self._storage.name, error)
-                fails = True
-            with anyio.move_on_after(SWEEP_SECONDS):
-                await self._look.wait()
+        try:
+            fails = False
+            while True:
+                self._look = anyio.Event()
+                self._rates.append(self._executed.total())
+                try:
+                    await self._disown_absent()
+                    if not self._drain_asked.is_set():
+                        await self._serve_apart()
+                    fails = False
+                except StorageError as error:
+                    if not fails:  # it looks every second: once is enough to say so
+                        logger.warning("%s: could not look for what died: %s", self._storage.name, error)
+                    fails = True
+                with anyio.move_on_after(SWEEP_SECONDS):
+                    await self._look.wait()
+        finally:
+            self._lost_task()
 
     async def _disown_absent(self) -> None:
         ours = self._burying.union(*(slot.life.owners for slot in self._slots if slot.life is not None))
         dead = self._absent.dead(await self._storage.owners(), ours, anyio.current_time())
         for lease in dead if self._graph_ids else ():  # what is seen before a worker says which those are, counts
-            owner = lease.owner
-            who = "its owner" if owner is None else f"its process (pid {owner.pid} on {owner.host})"
-            cause = Cause(f"{who} died, or was not heard of any more")
-            if await disown(self._storage, [lease.id], self._graph_ids, cause, 0 if owner is None else owner.pid):
+            # Of what they died nobody here knows; a machine that is booted again is no trace's fault.
+            if await disown(self._storage, [lease.id], self._graph_ids, None, 0):
                 self.wake()
 
     async def _serve_apart(self) -> None:
@@ -376,7 +385,7 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         if (
             not self._graph_ids
             or len(cells) >= self._workers
-            or any(slot.life is None or slot.life.state == "starting" for slot in cells)
+            or any(slot.life is not None and slot.life.state == "starting" for slot in cells)
         ):
             return
         due = await self._storage.next_due(self._graph_ids, apart=True)

@@ -44,6 +44,9 @@ logger = logging.getLogger(__name__)
 BEAT_SECONDS = 1.0
 """How often, at most, it tells what has changed."""
 
+BEATS = 5
+"""How often it is heard, if nothing changes, in the time after which it would be taken to hang."""
+
 LOOK_SECONDS = 5.0
 """How long a trace may wait unseen. Who submits one says so, and it is seen at once; but it may die before it has."""
 
@@ -67,6 +70,8 @@ class Worker:
         self._running: dict[str, Held] = {}
         self._ended: Counter[str] = Counter()
         self._stopping = False
+        self._unsure = False
+        """A claim failed, and may be there all the same."""
         self._leaving = Leaving("drained")
         self._rung = anyio.Event()
         self._committed = anyio.Event()
@@ -85,7 +90,7 @@ class Worker:
             with suppress(RuntimeError):  # the loop has ended
                 call_soon(partial(self._hear, message))
 
-        self._channel.listen(hear, given.grace)
+        self._channel.listen(hear, grace=given.grace, hang_seconds=given.hang_seconds)
         failure: Exception | None = None
         async with anyio.create_task_group() as tasks:
             self._tasks = tasks
@@ -131,7 +136,7 @@ class Worker:
             self._changed = anyio.Event()
             self._tell_beat()
             await anyio.sleep(BEAT_SECONDS)
-            with anyio.move_on_after(self._assignment.quiet_seconds - BEAT_SECONDS):
+            with anyio.move_on_after(self._assignment.hang_seconds / BEATS - BEAT_SECONDS):
                 await self._changed.wait()
 
     def _tell_beat(self) -> None:
@@ -155,6 +160,7 @@ class Worker:
                 try:
                     wait = await self._claim(self._assignment.concurrency - len(self._running))
                 except (StorageUnavailable, DatabaseLocked) as error:
+                    self._unsure = True
                     logger.warning("%s: nothing can be claimed just now: %s", self._storage.name, error)
                     wait = AGAIN_SECONDS
                 except StorageError as error:
@@ -167,6 +173,8 @@ class Worker:
     async def _claim(self, room: int) -> float:
         """Claim what there is room for; seconds after which there may be more."""
         apart = self._assignment.apart
+        if self._unsure:
+            await self._give_back_unknown()
         look = LOOK_SECONDS * random.uniform(0.8, 1.2)  # many workers are not to look all at once
         due = await self._storage.next_due(tuple(self._executors), apart=apart)
         if due is None and apart and not self._running:
@@ -184,6 +192,14 @@ class Worker:
             self._tasks.start_soon(self._execute, held, name=f"trace {held.trace_id}")
         # What is left may not be claimed, as its graph has as many running as it may; else look again, for what is due.
         return 0.0 if claimed.traces else look
+
+    async def _give_back_unknown(self) -> None:
+        """Let go of what a claim got that failed, and yet is there: nobody executes it."""
+        for executor in self._executors.values():
+            held = await self._storage.held(_owner(executor))
+            unknown = [each for each in held if each.trace_id not in self._running]
+            await self._storage.commit([Release(each.trace, each.epoch) for each in unknown])
+        self._unsure = False
 
     # -- executing ---------------------------------------------------------------------------------------------
 
@@ -209,7 +225,10 @@ class Worker:
             except ExecutionError as error:
                 logger.warning("%s", error)
                 self._ended["failed"] += 1
-            except (OwnershipLost, TraceOwned) as error:
+            except TraceOwned as error:  # by this worker itself, which was given it back before it had let go of it
+                logger.warning("%s", error)
+                await self._give_back(held, time.time() + AGAIN_SECONDS)
+            except OwnershipLost as error:
                 logger.warning("%s", error)
                 self._ended["lost"] += 1
             except (StorageUnavailable, DatabaseLocked) as error:
@@ -259,12 +278,16 @@ class Worker:
         do it this time: it goes on among the others."""
         try:
             before = _planned(await self._storage.load(held.trace_id))
-        except CheckpointDamaged:  # it goes on from an earlier point: executing it tells
-            before = frozenset()
+        except TinyLLMError as error:  # what that means is seen where it is executed
+            logger.warning("trace %r is executed apart to its end: %s", held.trace_id, error)
+            await self._adopt(held)
+            return
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._acquit_when_past, held, before)
+            if before:
+                tasks.start_soon(self._acquit_when_past, held, before)
             await self._adopt(held)
             tasks.cancel_scope.cancel()
+        self._channel.tell(Freed(held.trace_id))
 
     async def _acquit_when_past(self, held: Held, before: frozenset[int]) -> None:
         while True:
@@ -272,14 +295,16 @@ class Worker:
             try:
                 snapshot = await self._storage.load(held.trace_id)
                 if not before & _planned(snapshot):
-                    await self._storage.commit([Acquit(held.trace, held.trace_id, snapshot.record.epoch)])
+                    write = Acquit(snapshot.record.trace, held.trace_id, snapshot.record.epoch)
+                    (outcome,) = await self._storage.commit([write])
+                    if isinstance(outcome, Exception):  # somebody took it over
+                        return
                     break
             except StorageError as error:  # it stays apart; that costs time, and nothing else
                 logger.warning("trace %r is executed apart to its end: %s", held.trace_id, error)
                 return
             await self._committed.wait()
         self._executors[held.graph_id].stop()
-        self._channel.tell(Freed(held.trace_id))
 
 
 def _owner(executor: Executor) -> str:
@@ -296,7 +321,9 @@ def _load(paths: tuple[str, ...]) -> list[Graph]:
     graphs = [load_graph(path) for path in paths]
     for id_, count in Counter(graph.id for graph in graphs).items():
         if count > 1:
-            raise ConfigError("graphs", list(paths), f"graphs of different ids; {count} are called {id_!r}")
+            same = [path for path, graph in zip(paths, graphs, strict=True) if graph.id == id_]
+            remedy = f"files of graphs with different ids: {count} are called {id_!r}, leave out all but one"
+            raise ConfigError("graphs", same, remedy)
     return graphs
 
 

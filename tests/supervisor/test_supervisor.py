@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -29,6 +30,7 @@ from tinyllm import (
     submit,
 )
 from tinyllm.supervisor.control import Verb, serving
+from tinyllm.supervisor.messages import Leaving
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(90)]
 on_asyncio = pytest.mark.parametrize("anyio_backend", ["asyncio"])
@@ -444,3 +446,49 @@ async def test_a_supervisor_does_not_begin_twice(bench: Bench) -> None:
     with pytest.raises(SupervisorGaveUp, match="make another"):
         async with supervisor:
             pytest.fail("it cannot begin")
+
+
+async def test_a_host_that_is_cancelled_while_it_starts_leaves_nothing_running(bench: Bench) -> None:
+    with anyio.fail_after(30):
+        for seconds in (0.0, 0.001, 0.1):
+            with anyio.move_on_after(seconds):
+                async with bench.supervisor():
+                    await anyio.sleep_forever()
+    assert list((Path(bench.storage.name) / "supervisors").glob("*")) == []
+
+
+@on_asyncio
+async def test_a_task_of_its_own_that_is_cancelled_ends_it_with_an_error(bench: Bench) -> None:
+    """As asyncio itself can do it, which would leave a supervisor that has no worker."""
+    with anyio.fail_after(30), pytest.raises(SupervisorGaveUp, match="cancelled"):
+        async with bench.supervisor():
+            (task,) = (task for task in asyncio.all_tasks() if task.get_name() == "worker 1")
+            task.cancel()
+            await anyio.sleep_forever()
+
+
+async def test_its_socket_is_gone_when_it_has_drained(bench: Bench) -> None:
+    """So whoever told it to drain need not wait for its host."""
+    async with running(bench.supervisor()) as supervisor:
+        assert list((Path(bench.storage.name) / "supervisors").glob("*.sock")) != []
+        supervisor.drain()
+        await supervisor.drained()
+        assert list((Path(bench.storage.name) / "supervisors").glob("*")) == []
+
+
+@on_trio
+async def test_a_store_that_failed_a_worker_is_no_traces_fault(bench: Bench) -> None:
+    await bench.submit("t", at=1, what="hold")
+    async with running(bench.supervisor(workers=2)) as supervisor:
+        first = await bench.begun("t", 2)
+        for slot in supervisor._slots:
+            if slot.life is not None and slot.life.pid == first.pid:
+                slot.life._leaving = Leaving("store", "it is full")  # as it says itself, before it ends
+        os.kill(first.pid, signal.SIGKILL)
+        await bench.begun("t", 3)
+        (bench.graph.parent / "let go").touch()
+        await bench.until("t", "completed")
+        assert (await supervisor.status()).deaths == {"it left: it is full": 1}
+    record = await bench.storage.trace("t")
+    assert record is not None
+    assert record.deaths is None

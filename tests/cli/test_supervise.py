@@ -222,9 +222,11 @@ def test_workers_of_a_killed_supervisor_end_at_a_durable_point(desk: Desk, chain
     assert nodes(chain, "began") == ["n0", "n1", "n2"]
 
 
-def test_a_blocked_worker_of_a_killed_supervisor_ends_after_the_grace(desk: Desk, chain: Path) -> None:
-    submit(desk, chain, "t", at=1, what="block")
-    with supervised(desk, chain, "--grace", "1") as served:
+@pytest.mark.parametrize("what", ["block", "seize"])
+def test_a_blocked_worker_of_a_killed_supervisor_ends_by_itself(desk: Desk, chain: Path, what: str) -> None:
+    """Also where no thread of Python's has a turn, and the end of the supervisor is not seen."""
+    submit(desk, chain, "t", at=1, what=what)
+    with supervised(desk, chain, "--grace", "1", "--hang-after", "2") as served:
         pid = begun(chain, 2).pid
         served.process.kill()
         served.ended()

@@ -14,6 +14,7 @@ from tinyllm import CheckpointStorage
 NODES = """
 import json
 import os
+import re
 import time
 from pathlib import Path
 
@@ -45,6 +46,8 @@ async def work(task: str, context: NodeContext) -> str:
                 os.kill(os.getpid(), 9)
             case "block":
                 time.sleep(1000)
+            case "seize":
+                re.match("(a+)+$", "a" * 60 + "b")
             case "fail":
                 raise ValueError("told to")
             case "hold":

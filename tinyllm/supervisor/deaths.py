@@ -5,8 +5,9 @@ memory, or its event loop was blocked until the supervisor had enough. All that 
 apart, each alone in a process: there it either dies again, which settles it, or gets past what was running then.
 
 A worker that was killed from outside proves nothing: somebody's `kill -9` hits whatever runs. But some traces have
-themselves killed in ways that look like that. So such deaths count, too, from the third on at which a trace has not
-got any further: no accident hits the same step again and again.
+themselves killed in ways that look like that. So such deaths count, too, from the third on at which no step of a trace
+has ended: no accident hits the same one again and again. What died without a supervisor that saw it is not counted at
+all: a machine that is booted again proves nothing either.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ LIMIT = 3
 """Deaths that count, after which a trace is quarantined."""
 
 ACCIDENTS = 2
-"""Deaths from outside, one after the other at the same place, that do not count."""
+"""Deaths from outside, one after the other at the same step, that do not count."""
 
 KEPT = 16
 """How many deaths of a trace are remembered, the newest."""

@@ -339,6 +339,38 @@ async def test_stop_reaches_a_call_that_is_still_being_admitted() -> None:
         assert (await executor.execute("task", trace_id="t")).status == "completed", "a stop is for the calls of then"
 
 
+async def test_what_waits_for_a_place_at_its_node_does_not_begin_after_a_stop() -> None:
+    begun: list[str] = []
+    go_on = anyio.Event()
+
+    async def one_at_a_time(value: str) -> str:
+        begun.append(value)
+        await go_on.wait()
+        return value
+
+    built = GraphBuilder("g").node(one_at_a_time, max_concurrency=1).build()
+    store = InMemoryCheckpointStorage()
+    told: list[str] = []
+    async with Executor(built, DEBUG, store) as executor:
+        async with anyio.create_task_group() as tasks:
+
+            async def execute(task: str) -> None:
+                told.append((await executor.execute(task, trace_id=task)).status)
+
+            for task in ("a", "b", "c"):
+                tasks.start_soon(execute, task)
+            await anyio.wait_all_tasks_blocked()
+            assert len(begun) == 1
+            executor.stop()
+            await anyio.wait_all_tasks_blocked()
+            go_on.set()
+        assert sorted(told) == ["completed", "interrupted", "interrupted"]
+        assert len(begun) == 1
+        for task in ("a", "b", "c"):
+            assert (await executor.execute(task, trace_id=task)).status == "completed"
+        assert sorted(begun) == ["a", "b", "c"]
+
+
 async def test_stop_many_times_while_a_node_runs() -> None:
     begun, go_on = anyio.Event(), anyio.Event()
 

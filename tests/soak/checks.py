@@ -20,7 +20,7 @@ ENOUGH = 100
 SHOWN = 10
 """Violations of a kind that are told."""
 
-_DIED = re.compile(r"worker \d+ \(pid \d+\) died.*?: (.*); another follows in")
+_DIED = re.compile(r"worker \d+ \(pid \d+\) died.*?: (.*); another follows")
 _FORBIDDEN = {
     "refused": re.compile(r"trace .* is left alone for"),
     "quarantined": re.compile(r"trace .* is quarantined"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from typing import Any, assert_never
+from weakref import WeakSet
 
 import anyio
 import anyio.lowlevel
@@ -20,6 +21,7 @@ from tinyllm.actors.protocol import (
     Deferred,
     Failed,
     Finished,
+    HoldNodes,
     NodeMessage,
     Paused,
     Progressed,
@@ -69,6 +71,8 @@ class NodeExecutor:
             for node in graph.nodes.values()
         }
         self._running: dict[tuple[RunAddress, int], _Worker] = {}
+        self._held: WeakSet[RunAddress] = WeakSet()
+        """Whose nodes are not to start any more."""
         self._idle = 0
         self._later: deque[NodeMessage] = deque()
         """What was taken when a node had blocked the loop, and is served before what is in the mailbox."""
@@ -136,6 +140,8 @@ class NodeExecutor:
                 await self._attempt(message, self._nodes[message.call.node_id], worker)
             case CancelNode():
                 await self._cancel(message)
+            case HoldNodes():
+                self._held.add(message.reply)
             case _:
                 assert_never(message)
 
@@ -148,7 +154,7 @@ class NodeExecutor:
 
     async def _attempt(self, message: RunNode, node: Code, worker: _Worker) -> None:
         """Exactly one answer, whatever happens."""
-        answer: Finished | Failed | Paused | Cancelled | None = None
+        answer: Finished | Failed | Paused | Cancelled | Deferred | None = None
         key = message.reply, message.seq
         self._running[key] = worker
         worker.message = message
@@ -159,7 +165,9 @@ class NodeExecutor:
                 await _acquire(node.slots, worker)
                 holds_slot = True
                 began = time.perf_counter()
-            if node.timeout is None:
+            if self._held and message.reply in self._held:  # its run was told to stop while this waited
+                answer = Deferred(message.seq)
+            elif node.timeout is None:
                 answer = _answer(message.seq, await node.invoke(message.call, worker), began)
             else:  # a scope costs more than a small node: only where there is something to limit
                 with anyio.CancelScope(deadline=anyio.current_time() + node.timeout) as limit:

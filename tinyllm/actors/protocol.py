@@ -58,7 +58,8 @@ class Finished:
 
 @record
 class Deferred:
-    """The node was not started: another has blocked the event loop, and what has come of that must be durable first."""
+    """The node was not started: another has blocked the event loop, and what has come of that must be durable first; or
+    its run is to start nothing more."""
 
     seq: int
 
@@ -158,7 +159,14 @@ class CancelNode:
     reply: RunAddress
 
 
-NodeMessage = RunNode | CancelNode
+@record(eq=False)
+class HoldNodes:
+    """Of what this run has sent, start nothing more: what waits for a place at its node is `Deferred`."""
+
+    reply: RunAddress
+
+
+NodeMessage = RunNode | CancelNode | HoldNodes
 
 
 # -- to the CheckpointScheduler --------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ from tinyllm.actors.protocol import (
     Durable,
     Failed,
     Finished,
+    HoldNodes,
     NodeMessage,
     Open,
     Paused,
@@ -272,6 +273,9 @@ class Run:
                 await self._take_in_held()
             case Stop():
                 self._dispatch.stopped = self._stopping = True
+                if self._dispatch.running:
+                    with suppress(anyio.BrokenResourceError, anyio.ClosedResourceError):  # then they are cancelled
+                        await post(self._nodes, HoldNodes(self.address))
                 await self._take_in_held()
             case _:
                 assert_never(message)

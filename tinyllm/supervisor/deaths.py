@@ -83,11 +83,13 @@ def verdict(deaths: Sequence[Death]) -> str | None:
     if blame(deaths) < LIMIT:
         return None
     listed = "; ".join(
-        f"{death.cause} (pid {death.pid}, {'alone' if not death.beside else f'beside {death.beside} others'}, "
-        f"at step {death.step})"
-        for death in deaths
+        f"{death.cause} (pid {death.pid}, {_beside(death.beside)}, at step {death.step})" for death in deaths
     )
     return f"{len(deaths)} workers died while they executed it: {listed}"
+
+
+def _beside(others: int) -> str:
+    return "alone" if not others else f"beside {others} other{'' if others == 1 else 's'}"
 
 
 def remember(deaths: Sequence[Death], new: Death) -> tuple[Death, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Collection
 
@@ -40,7 +41,8 @@ async def disown(
         if isinstance(outcome, Exception):
             raise outcome
         if write.error is not None:
-            logger.error("trace %r is quarantined; `tinyllm show %s` tells why", write.trace_id, write.trace_id)
+            why = shlex.join(["tinyllm", "show", write.trace_id, "--storage", storage.name])
+            logger.error("trace %r is quarantined; why, is told by: %s", write.trace_id, why)
         elif write.apart:
             logger.warning("trace %r may have killed worker %d: it is executed apart", write.trace_id, pid)
     return ran

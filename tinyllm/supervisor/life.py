@@ -69,7 +69,7 @@ class Life:
         """Our end of its stdin. It hears of our death when this is closed."""
         self._tick = max(TICK_SECONDS, hang_seconds / TICKS)
         self._killed = 0
-        """What `_killed_for_memory` said when it last lived: of what is killed for want of memory since, it may be one."""
+        """What `_killed_for_memory` said when it last lived: it may be among those that were killed since."""
         self._silent = 0
         """Ticks since it was last heard. Not seconds: while this process stands still, or the machine sleeps, it says
         nothing against a worker that it is not heard."""

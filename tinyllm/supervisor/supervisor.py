@@ -136,6 +136,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             try:
                 tasks.start_soon(self._run, name=f"supervisor {self.id}")  # not waited for: it only ends by a drain
                 await self._ready.wait()
+                if self._failure is not None:
+                    await anyio.sleep_forever()  # it is cancelled: the block does not begin
                 yield self
             except BaseException as raised:
                 if isinstance(raised, (anyio.get_cancelled_exc_class(), GeneratorExit, BaseExceptionGroup)):
@@ -161,6 +163,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             self._ready.set()  # for whoever waits for that still
             if self._failure is not None:
                 self._block.cancel()
+            else:
+                logger.info("supervisor %s has drained", self.id)
 
     async def _work(self) -> None:
         async with anyio.create_task_group() as tasks:
@@ -289,8 +293,8 @@ class Supervisor(anyio.AsyncContextManagerMixin):
             return None
         wait = slot.backoff.after(life.lived)
         logger.warning(
-            "worker %d (pid %d) died, which executed %d: %s; another follows in %.1f s",
-            *(slot.number, pid, ran, cause.text, wait),
+            "worker %d (pid %d) died, with %d traces running: %s; another follows %s",
+            *(slot.number, pid, ran, cause.text, f"in {wait:.1f} s" if wait else "at once"),
         )
         return wait
 

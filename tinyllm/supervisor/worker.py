@@ -39,7 +39,7 @@ from tinyllm.storage.thread import loop_caller
 from tinyllm.supervisor.channel import Channel
 from tinyllm.supervisor.messages import Assignment, Beat, Freed, Leaving, Ready, Reason, Refused, Wake, config_of
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("tinyllm.supervisor.worker")  # it is run as `__main__`
 
 BEAT_SECONDS = 1.0
 """How often, at most, it tells what has changed."""

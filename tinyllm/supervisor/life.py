@@ -44,7 +44,7 @@ TERM_SECONDS = 5.0
 """How long a hung worker has to end by itself."""
 
 START_SECONDS = 120.0
-"""How long it may be silent until it is ready: its graph's modules are imported, and its lifespan begun, before that."""
+"""How long it may be silent until it is ready: its graph's modules are imported, its lifespan begins, before that."""
 
 State = Literal["starting", "running", "draining", "stopping"]
 

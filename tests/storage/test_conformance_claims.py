@@ -30,6 +30,7 @@ from tinyllm.storage.contract import (
     Held,
     Lease,
     Leave,
+    Owned,
     Owner,
     Release,
     Status,
@@ -317,6 +318,17 @@ async def test_a_trace_whose_owner_died_is_taken_away_from_it(storage: Checkpoin
     assert again.epoch == held.epoch + 2
     record = await found(storage)
     assert (record.owner, record.high_water, record.deaths, record.apart) == (owner, None, b"[1]", True)
+
+
+async def test_what_an_owner_has_is_known_well_enough_to_take_it_away(storage: CheckpointStorage, owner: Owner) -> None:
+    writer = await submit(storage, "t")
+    (held,) = await claim(storage)
+    await commit_one(storage, disown(held, deaths=b"[1]"))
+    (held,) = await claim(storage, owner.id)
+    assert await storage.held(owner.id) == [Owned(writer.key, "t", "g", held.epoch, "queued", 0, b"[1]")]
+    writer.epoch = held.epoch
+    await run_steps(storage, writer, 2)
+    assert await storage.held(owner.id) == [Owned(writer.key, "t", "g", held.epoch, "running", 2, b"[1]")]
 
 
 async def test_a_disowned_trace_can_be_acquired(storage: CheckpointStorage, owner: Owner) -> None:

@@ -518,6 +518,18 @@ class Held:
 
 
 @attrs.frozen
+class Owned(Held):
+    """A trace that has an owner: what is to be known of it to take it away. Of a damaged one, what makes no sense is
+    something that does: nothing of it keeps its owner from losing it."""
+
+    status: Status
+    """As it is stored: never `interrupted`."""
+    step: int
+    deaths: bytes | None
+    """As in `Disown`; None, too, where that is damaged."""
+
+
+@attrs.frozen
 class Claimed:
     """In the order in which they are to be executed."""
 
@@ -844,8 +856,8 @@ class CheckpointStorage(DirectUse, ABC):
         """The owners that traces name: who executes them, or has died without being disowned."""
 
     @abstractmethod
-    async def held(self, owner: str) -> list[TraceRecord]:
-        """The traces that the owner of that id has."""
+    async def held(self, owner: str) -> list[Owned]:
+        """The traces that the owner of that id has, by key; those that are damaged, too."""
 
     @abstractmethod
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:

@@ -47,6 +47,7 @@ from tinyllm.storage.contract import (
     Leave,
     MessageRow,
     Outcome,
+    Owned,
     Owner,
     Prune,
     Pruned,
@@ -434,10 +435,14 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             found.append(Lease(owner, lease.owner if lease else None, lease.beat if lease else 0, alive))
         return found
 
-    async def held(self, owner: str) -> list[TraceRecord]:
+    async def held(self, owner: str) -> list[Owned]:
         self._let_go()
         traces = sorted(self._waiting.owned.values(), key=lambda trace: trace.key)
-        return [self.record(trace) for trace in traces if trace.owner == owner]
+        return [
+            Owned(each.key, each.trace_id, each.graph_id, each.epoch, each.status, each.step, each.deaths)
+            for each in traces
+            if each.owner == owner
+        ]
 
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:
         answers = self._traces[trace].answers if trace in self._traces else {}

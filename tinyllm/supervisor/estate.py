@@ -10,7 +10,7 @@ from tinyllm.core.deaths import Death, decode_deaths, encode_deaths
 from tinyllm.errors import OwnershipLost
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import encode_error
-from tinyllm.storage.contract import CheckpointStorage, Disown, TraceRecord
+from tinyllm.storage.contract import CheckpointStorage, Disown, Owned
 from tinyllm.supervisor.deaths import Cause, blame, remember, verdict
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ async def disown(
     return ran
 
 
-def _death(record: TraceRecord, cause: Cause, pid: int, beside: int) -> Death:
+def _death(record: Owned, cause: Cause, pid: int, beside: int) -> Death:
     return Death(
         at=time.time(),
         cause=cause.text,
@@ -54,11 +54,11 @@ def _death(record: TraceRecord, cause: Cause, pid: int, beside: int) -> Death:
         pid=pid,
         beside=beside,
         step=record.step,
-        rev=record.rev,
+        rev=record.step,
     )
 
 
-def _disown(owner: str, record: TraceRecord, deaths: tuple[Death, ...]) -> Disown:
+def _disown(owner: str, record: Owned, deaths: tuple[Death, ...]) -> Disown:
     guilty = verdict(deaths)
     return Disown(
         record.trace,

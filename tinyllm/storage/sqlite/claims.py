@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import get_args
 
 from tinyllm.errors import OwnershipLost
-from tinyllm.storage.contract import Acquit, Backlog, Claim, Claimed, Disown, Done, Held
+from tinyllm.storage.contract import Acquit, Backlog, Claim, Claimed, Disown, Done, Held, Owned, Status
+from tinyllm.storage.framing import Frame, FrameDamaged, decode
 from tinyllm.storage.sqlite.commands import OUTLIVED
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.rows import frame
 from tinyllm.storage.sqlite.seals import deaths_seal, error_seal
+from tinyllm.storage.sqlite.sense import legible
 
 _MOST = 1000
 """Traces of a graph whose time has come that one claim puts with those that are ready. Of more, those whose time came
@@ -47,6 +50,13 @@ WHERE key = ? AND status IN ('queued', 'running')
 _ACQUIT = """
 UPDATE traces SET deaths = NULL, deaths_crc = NULL, apart = 0 WHERE key = ? AND epoch = ? AND trace_id IS NOT NULL
 """
+# Whatever a damaged row has in place of these: it must not keep what its owner had from being taken away from it.
+_HELD = """
+SELECT key, CAST(trace_id AS TEXT), CAST(graph_id AS TEXT), CAST(epoch AS INTEGER), CAST(status AS TEXT),
+       CAST(step AS INTEGER), deaths, deaths_crc
+FROM traces INDEXED BY traces_owner WHERE owner = ? AND trace_id IS NOT NULL ORDER BY key
+"""
+_STATUSES = frozenset(get_args(Status))
 
 _ANY_READY = f"SELECT EXISTS (SELECT 1 {_READY} AND apart = ?)"
 # (Numbers stand before whatever else a damaged row may have in their place.)
@@ -100,6 +110,28 @@ def acquit(connection: sqlite3.Connection, write: Acquit) -> Done | OwnershipLos
     if not connection.execute(_ACQUIT, (write.trace, write.epoch)).rowcount:
         return OwnershipLost(write.trace_id)
     return Done()
+
+
+def held(connection: sqlite3.Connection, owner: str) -> list[Owned]:
+    """The traces that the owner of that id has."""
+    with legible(connection):
+        rows = connection.execute(_HELD, (owner,)).fetchall()
+    return [
+        Owned(
+            key, trace_id, graph_id, epoch, status if status in _STATUSES else "running", step, evidence(key, *deaths)
+        )
+        for key, trace_id, graph_id, epoch, status, step, *deaths in rows
+    ]
+
+
+def evidence(trace: int, deaths: Frame | None, crc: int | None) -> bytes | None:
+    """What is known of the deaths at which a trace ran; None where that is damaged."""
+    if deaths is None or deaths_seal(trace, deaths) != crc:
+        return None
+    try:
+        return decode(deaths)
+    except FrameDamaged:
+        return None
 
 
 def next_due(connection: sqlite3.Connection, graph_ids: Sequence[str], apart: bool, now: float) -> float | None:

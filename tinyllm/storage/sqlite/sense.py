@@ -9,7 +9,8 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
@@ -58,6 +59,16 @@ def sensible(read: Callable[P, T]) -> Callable[P, T]:
         return found
 
     return checked
+
+
+@contextmanager
+def legible(connection: sqlite3.Connection) -> Iterator[None]:
+    """Within it, a text that is none is read all the same, with other characters in place of what is wrong."""
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    try:
+        yield
+    finally:
+        connection.text_factory = str
 
 
 def check(found: Any) -> None:

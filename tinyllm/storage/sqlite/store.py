@@ -23,6 +23,7 @@ from tinyllm.storage.contract import (
     Lease,
     MessageRow,
     Outcome,
+    Owned,
     Owner,
     Reads,
     Snapshot,
@@ -298,8 +299,8 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     async def owners(self) -> list[Lease]:
         return await self._ask(lambda store: owned.named(store.connection))
 
-    async def held(self, owner: str) -> list[TraceRecord]:
-        return await self._ask(lambda store: store.held(owner))
+    async def held(self, owner: str) -> list[Owned]:
+        return await self._ask(lambda store: claims.held(store.connection, owner))
 
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:
         return await self._ask(lambda store: answers(store.connection, trace))

@@ -414,6 +414,34 @@ async def test_the_backlog_counts_what_there_is_to_do(storage: CheckpointStorage
     assert await storage.backlog(["missing"]) == await storage.backlog([]) == Backlog(0, 0, 0, 0, 0, None)
 
 
+async def test_the_oldest_has_waited_longest_whichever_was_admitted_first(
+    storage: CheckpointStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time()
+
+    def pass_to(moment: float) -> None:
+        for module in ("sqlite.store", "sqlite.read", "memory"):
+            monkeypatch.setattr(f"tinyllm.storage.{module}.time", lambda: moment)
+
+    pass_to(now)
+    await submit(storage, "first", 1)
+    (held,) = await claim(storage, limit=1)
+    await submit(storage, "due", not_before=now + 20)
+    await submit(storage, "alone", 9)
+    (alone,) = await claim(storage, limit=1)
+    await commit_one(storage, disown(alone, apart=True))
+    pass_to(now + 10)
+    await submit(storage, "second", graph_id="h")
+    pass_to(now + 30)
+    await commit_one(storage, Release(held.trace, held.epoch))
+    assert (await storage.backlog(["g", "h"])).oldest == now + 10
+    assert (await storage.backlog(["g"])).oldest == now + 20
+    await claim(storage, graphs=["h"])
+    assert await claimed(storage) == ["first", "due"]
+    await commit_one(storage, Release(held.trace, held.epoch + 1))
+    assert (await storage.backlog(["g", "h"])).oldest == now + 30
+
+
 async def test_the_owners_are_those_that_traces_name(storage: CheckpointStorage, owner: Owner) -> None:
     assert await storage.owners() == []
     dead = attrs.evolve(owner, id="dead", started="0")

@@ -683,7 +683,8 @@ class Backlog:
     """Those that have an owner."""
     quarantined: int
     oldest: float | None
-    """Since when the one of `waiting` waits that was admitted first."""
+    """Since when the one of `waiting` waits that has waited longest: when it was last written, given up or taken from
+    its owner, or when it was due, if that is later."""
 
 
 @attrs.frozen

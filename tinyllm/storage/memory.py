@@ -121,7 +121,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             case Release():
                 trace = self._traces.get(write.trace)
                 if trace and trace.epoch == write.epoch:
-                    trace.owner, trace.due = None, write.not_before
+                    trace.owner, trace.due, trace.updated_at = None, write.not_before, now
                     self._waiting.note(trace)
                 return Done()
             case Claim():

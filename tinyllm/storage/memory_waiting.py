@@ -92,7 +92,7 @@ class Waiting:
             later=later,
             running=sum(map(self._running, wanted)),
             quarantined=sum(each.status == "quarantined" and each.graph_id in wanted for each in traces.values()),
-            oldest=_waits_since(traces[min(ripe[False])]) if ripe[False] else None,
+            oldest=min((_waits_since(traces[key]) for key in ripe[False]), default=None),
         )
 
     def _ripe(self, kind: _Kind, now: float) -> Iterator[int]:

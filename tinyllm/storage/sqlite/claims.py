@@ -6,7 +6,6 @@ in which they go, and those that may not yet stand in another until their time h
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import get_args
 
@@ -60,15 +59,13 @@ _STATUSES = frozenset(get_args(Status))
 
 _ANY_READY = f"SELECT EXISTS (SELECT 1 {_READY} AND apart = ?)"
 # (Numbers stand before whatever else a damaged row may have in their place.)
+_SINCE = "min(CASE WHEN typeof(updated_at) IN ('real', 'integer') THEN max(updated_at, coalesce(due, 0)) END)"
 _NEXT = f"SELECT due {_LATER} AND apart = ? AND typeof(due) IN ('real', 'integer') ORDER BY due LIMIT 1"
-_COUNT_READY = f"SELECT apart, count(*), min(key) {_READY} GROUP BY apart"
-_COUNT_LATER = f"SELECT apart, due <= ?, count(*), min(key) {_LATER} GROUP BY 1, 2"
+_COUNT_READY = f"SELECT apart, count(*), {_SINCE} {_READY} GROUP BY apart"
+_COUNT_LATER = f"SELECT apart, due <= ?, count(*), {_SINCE} {_LATER} GROUP BY 1, 2"
 _QUARANTINED = """
 SELECT count(*) FROM traces INDEXED BY traces_quarantined
 WHERE owner IS NULL AND status = 'quarantined' AND trace_id IS NOT NULL AND graph_id = ?
-"""
-_WAITS_SINCE = """
-SELECT min(max(updated_at, coalesce(due, 0))) FROM traces WHERE key IN (SELECT value FROM json_each(?))
 """
 
 
@@ -148,7 +145,7 @@ def next_due(connection: sqlite3.Connection, graph_ids: Sequence[str], apart: bo
 def backlog(connection: sqlite3.Connection, graph_ids: Sequence[str], now: float) -> Backlog:
     """What there is to do for those graphs."""
     waiting = apart = later = running = quarantined = 0
-    oldest: list[int] = []
+    since: list[float] = []
     for graph_id in set(graph_ids):
         counted = [(alone, True, *rest) for alone, *rest in connection.execute(_COUNT_READY, (graph_id,))]
         counted += connection.execute(_COUNT_LATER, (now, graph_id)).fetchall()
@@ -159,8 +156,7 @@ def backlog(connection: sqlite3.Connection, graph_ids: Sequence[str], now: float
                 apart += count
             else:
                 waiting += count
-                oldest.append(first)
+                since += [] if first is None else [first]
         running += connection.execute(_OWNED, (graph_id,)).fetchone()[0]
         quarantined += connection.execute(_QUARANTINED, (graph_id,)).fetchone()[0]
-    (since,) = connection.execute(_WAITS_SINCE, (json.dumps(oldest),)).fetchone()
-    return Backlog(waiting, apart, later, running, quarantined, since)
+    return Backlog(waiting, apart, later, running, quarantined, min(since, default=None))

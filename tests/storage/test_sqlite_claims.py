@@ -207,6 +207,29 @@ async def test_a_damaged_trace_keeps_no_other_from_being_claimed(storage: SQLite
     await submit(storage, "u", -1)
     damage(storage, f"UPDATE traces SET {change} WHERE trace_id = 't'")
     assert [held.trace for held in await claim(storage)] == [1, 2]
+    if change.startswith("priority"):
+        assert (await storage.load("t")).record.priority == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"{column} = {value}" for column in ("apart", "due", "priority") for value in ("'x'", "x'00'", "1.5")),
+        *(f"due = {value}" for value in ("1e300", "9e999", "-9e999", "-1")),
+        "apart = -1",
+        "priority = 9e999",
+    ],
+)
+async def test_where_a_damaged_trace_is_executed_keeps_no_list_from_being_shown(
+    storage: SQLiteCheckpointStorage, change: str
+) -> None:
+    await submit(storage, "t", 7)
+    await submit(storage, "u", -1)
+    damage(storage, f"UPDATE traces SET {change} WHERE trace_id = 't'")
+    shown = {record.trace_id: record for record in await storage.traces()}
+    assert (shown["u"].priority, shown["t"].status) == (-1, "queued")
+    assert (shown["t"].apart, shown["t"].not_before) == (False, None)
+    assert shown["t"].priority == (0 if change.startswith("priority") else 7)
 
 
 @pytest.mark.parametrize("change", ["due = 'x'", "due = x'00'", "apart = 2", "apart = 'x'"])

@@ -37,7 +37,7 @@ from tinyllm.storage.sqlite.database import FILE_NAME
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-from tinyllm.storage.sqlite.sense import legible, sensible
+from tinyllm.storage.sqlite.sense import LATEST, legible, sensible
 
 _log = logging.getLogger("tinyllm.storage")
 
@@ -196,6 +196,9 @@ class Catalog:
         history, created_at, _, parent_rev, parent_step, *_ = rest
         if asked is not None and seals.seal(sealed) != crc:
             raise TraceUnreadable(asked, None, "its record does not say what was written")
+        if asked is None:  # when it is executed, and where, makes no difference to what it is
+            due = due if isinstance(due, (int, float)) and due < LATEST else None
+            apart = int(apart == 1)
         lease = self._known().get(died if owner is None else owner)
         living = lease.alive if lease and owner is not None else False
         # What it noted of a trace that was taken away from it, it noted under the epoch before.
@@ -225,7 +228,7 @@ class Catalog:
             created_at=created_at,
             updated_at=updated_at,
             error=self._error(key, None if forgiving else asked, step, error, error_crc),
-            priority=priority,
+            priority=priority if isinstance(priority, int) else 0,
             not_before=due if due is not None and due > time() else None,
             apart=_FLAG[apart],
             deaths=evidence(key, deaths, deaths_crc),

@@ -1,7 +1,8 @@
 """Whether what was read makes sense: SQLite keeps a text in an INTEGER column if somebody puts one there.
 
 Checked once, where records leave the database, by the annotations of their own classes. Behind it a record has the
-types that it says, its numbers are not negative (but a priority may be), and its times are ones that a calendar has.
+types that it says, its numbers are not negative (but a priority, which whoever reads it sees to, may be), and its times
+are ones that a calendar has.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def _checks(cls: Any) -> list[tuple[str, Check]]:
     return [
         (field.name, is_well)
         for field in attrs.fields(cls)
-        if (is_well := _are_integers if field.name == "priority" else _check_of(hints[field.name])) is not None
+        if field.name != "priority" and (is_well := _check_of(hints[field.name])) is not None
     ]
 
 
@@ -119,10 +120,6 @@ def _behind(inner: Check | None, apply: Callable[[Check, list[Any]], bool]) -> C
 
 def _are(values: list[Any], *kinds: type) -> bool:
     return set(map(type, values)) <= set(kinds)
-
-
-def _are_integers(values: list[Any]) -> bool:
-    return _are(values, int)
 
 
 def _are_well(records: list[Any]) -> bool:

@@ -158,6 +158,32 @@ async def test_no_more_than_at_most_of_a_graph_have_an_owner(storage: Checkpoint
     assert [held.trace_id for held in await claim(storage, at_most=3)] == ["t2"]
 
 
+async def test_a_place_is_left_to_what_is_to_be_executed_apart(
+    storage: CheckpointStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time()
+    await submit(storage, "alone", 9)
+    (held,) = await claim(storage)
+    await commit_one(storage, disown(held, apart=True))
+    await submit(storage, "other", graph_id="h")
+    for number in range(4):
+        await submit(storage, f"t{number}", 99)
+    assert await claim(storage, at_most=1) == []
+    assert [each.trace_id for each in await claim(storage, graphs=["g", "h"], at_most=2)] == ["t0", "other"]
+    assert await claim(storage, at_most=2) == []
+    assert await claim(storage, at_most=1, apart=True) == []  # it has a place, but not more than there are
+    (held,) = await claim(storage, at_most=2, apart=True)
+    assert held.trace_id == "alone"
+    assert await claim(storage, at_most=2) == []
+    assert [each.trace_id for each in await claim(storage, at_most=3)] == ["t1"]
+    await commit_one(storage, Release(held.trace, held.epoch, now + AN_HOUR))  # until then, it needs none
+    assert [each.trace_id for each in await claim(storage, at_most=3)] == ["t2"]
+    for module in ("sqlite.store", "memory"):
+        monkeypatch.setattr(f"tinyllm.storage.{module}.time", lambda: now + 2 * AN_HOUR)
+    assert await claim(storage, at_most=4) == []
+    assert [each.trace_id for each in await claim(storage)] == ["t3"]  # where there is no limit, none is needed
+
+
 @pytest.mark.parametrize("status", sorted(TERMINAL | {"paused"}))
 async def test_what_has_ended_or_is_paused_does_not_wait(storage: CheckpointStorage, status: Status) -> None:
     await submit(storage, "t", status=status)

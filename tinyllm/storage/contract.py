@@ -362,6 +362,11 @@ class Wanted:
     owner: str
     at_most: int | None = None
 
+    def room(self, limit: int, owned: int, reserved: bool) -> int:
+        """How many a claim of `limit` may take, at most (not above 0: none), where `owned` have an owner; `reserved`:
+        one place is for another claim."""
+        return limit if self.at_most is None else min(limit, self.at_most - owned - reserved)
+
 
 @attrs.frozen
 class Claim:
@@ -369,6 +374,8 @@ class Claim:
 
     A trace waits that is `queued`, or `running` without an owner, and may be claimed by now. Those of the highest
     priority go first, and of those the oldest. `apart`: only those that are to be executed apart; or only the others.
+    While one that is to be executed apart waits, the others of its graph leave one place of `at_most` to it: whoever
+    executes many claims again at once, and would always be quicker.
     What it costs does not grow with the number of those that wait.
     """
 

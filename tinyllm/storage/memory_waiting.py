@@ -59,7 +59,8 @@ class Waiting:
         for graph_id, each in wanted.items():
             room = claim.limit
             if each.at_most is not None:
-                room = min(room, each.at_most - self._running(graph_id))
+                reserved = not claim.apart and self.next_due((graph_id,), True, now) == 0
+                room = each.room(room, self._running(graph_id), reserved)
             if room > 0:
                 kind = (graph_id, claim.apart)
                 for key in list(self._ripe(kind, now)):

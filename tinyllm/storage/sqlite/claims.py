@@ -76,7 +76,9 @@ def claim(connection: sqlite3.Connection, write: Claim, now: float) -> Claimed:
     for graph_id, each in wanted.items():
         room = write.limit
         if each.at_most is not None:
-            room = min(room, each.at_most - connection.execute(_OWNED, (graph_id,)).fetchone()[0])
+            (running,) = connection.execute(_OWNED, (graph_id,)).fetchone()
+            reserved = not write.apart and next_due(connection, (graph_id,), True, now) == 0
+            room = each.room(room, running, reserved)
         if room > 0:
             connection.execute(_RIPEN, (graph_id, write.apart, now))
             found = connection.execute(_FIRST, (graph_id, write.apart, room))

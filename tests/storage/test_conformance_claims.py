@@ -24,6 +24,7 @@ from tinyllm.storage.contract import (
     Claimed,
     Command,
     Delete,
+    Demand,
     Disown,
     Done,
     FallBack,
@@ -438,6 +439,30 @@ async def test_the_backlog_counts_what_there_is_to_do(storage: CheckpointStorage
     assert await storage.backlog(["g"]) == Backlog(2, 1, 1, 1, 1, record.updated_at)
     assert await storage.backlog(["g", "h", "g"]) == Backlog(3, 1, 1, 1, 1, record.updated_at)
     assert await storage.backlog(["missing"]) == await storage.backlog([]) == Backlog(0, 0, 0, 0, 0, None)
+
+
+async def test_the_demand_tells_of_which_graphs_traces_wait(storage: CheckpointStorage, owner: Owner) -> None:
+    assert await storage.demand() == []
+    for name, graph_id, path, later, status in (
+        ("a1", "a", "/old.py", None, "queued"),
+        ("a2", "a", "/new.py", time() + AN_HOUR, "queued"),
+        ("a3", "a", "/ended.py", None, "completed"),
+        ("b1", "b", None, None, "queued"),
+        ("b2", "b", None, None, "paused"),
+        ("c1", "c", "/c.py", None, "queued"),
+        ("d1", "d", "/d.py", None, "queued"),
+        ("e1", "e", "/e.py", None, "completed"),
+        ("f1", "f", "/f.py", None, "queued"),
+    ):
+        write = Writer(name).admit(graph_id=graph_id, status=status)
+        await commit_one(storage, attrs.evolve(write, graph_path=path, not_before=later))
+    await claim(storage, owner.id, graphs=["c"])
+    (held,) = await claim(storage, graphs=["d"])
+    await commit_one(storage, disown(held, error=ERROR))
+    (held,) = await claim(storage, graphs=["f"])
+    await commit_one(storage, disown(held, apart=True))
+    wanted = [("a", "/new.py", 2), ("b", None, 1), ("c", "/c.py", 0), ("d", "/d.py", 0), ("f", "/f.py", 1)]
+    assert await storage.demand() == [Demand(*each) for each in wanted]
 
 
 async def test_the_oldest_has_waited_longest_whichever_was_admitted_first(

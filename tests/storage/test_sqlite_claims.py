@@ -67,6 +67,8 @@ def crowd(storage: SQLiteCheckpointStorage, count: int, **columns: object) -> No
         (claims._COUNT_LATER, "traces_later (graph_id=?)", 2),
         (claims._QUARANTINED, "traces_quarantined (graph_id=?)", 1),
         (claims._OWNED, "traces_owner", 1),
+        (claims._DEMAND, "USING INDEX traces_ready", 0),
+        (claims._HELD, "traces_owner (owner=?)", 1),
         (owned._LET_GO, "traces_owner (owner=?)", 1),
         (owned._IDLE, "traces_died (died=?)", 0),
     ],
@@ -244,6 +246,15 @@ async def test_what_nobody_would_claim_any_more_is_said_to_be_damaged(
     with pytest.raises(CheckpointDamaged, match="'t' is damaged"):
         await storage.load("t")
     damage(storage, "DELETE FROM traces WHERE trace_id = 'u'")
+
+
+async def test_what_is_in_demand_is_told_of_damaged_traces_too(storage: SQLiteCheckpointStorage) -> None:
+    await submit(storage, "t")
+    await submit(storage, "u", graph_id="h")
+    damage(storage, "UPDATE traces SET graph_id = x'ff', graph_path = x'ff', priority = 'x' WHERE trace_id = 't'")
+    found = await storage.demand()
+    assert sorted((each.graph_id, each.waiting) for each in found) == [("h", 1), ("\ufffd", 1)]
+    check(found)
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,6 @@ if TYPE_CHECKING:
 
     from tinyllm.cli.supervision import Silent, Standing
     from tinyllm.storage.contract import Backlog, CheckpointStorage
-    from tinyllm.storage.contract import Status as TraceStatus
     from tinyllm.supervisor.control import Answer
     from tinyllm.supervisor.status import Status
 
@@ -43,8 +42,6 @@ WATCH_SECONDS = 1.0
 
 DRAIN_SECONDS = 0.1
 """Between two looks whether a supervisor has ended: finding out costs one connection."""
-
-_PAGE = 10_000
 
 
 def parse_limits(texts: tuple[str, ...]) -> dict[str, int]:
@@ -266,15 +263,9 @@ def _said(answer: Answer) -> Status | Silent:
 
 async def _waiting(store: CheckpointStorage) -> tuple[Backlog, tuple[str, ...]]:
     """What there is to do in the store, of whatever graphs, and the files of those graphs."""
-    statuses: tuple[TraceStatus, ...] = ("queued", "running", "interrupted", "quarantined")
-    graphs: dict[str, str | None] = {}
-    for each in statuses:
-        offset = 0
-        while records := await store.traces(status=each, limit=_PAGE, offset=offset):
-            for record in records:
-                graphs.setdefault(record.graph_id, record.graph_path)
-            offset += len(records)
-    return await store.backlog(sorted(graphs)), tuple(sorted({path for path in graphs.values() if path is not None}))
+    demand = await store.demand()
+    paths = {each.graph_path for each in demand if each.graph_path is not None}
+    return await store.backlog([each.graph_id for each in demand]), tuple(sorted(paths))
 
 
 def _store(storage: str | None) -> Path:

@@ -695,6 +695,17 @@ class Backlog:
 
 
 @attrs.frozen
+class Demand:
+    """What there is to do for one graph."""
+
+    graph_id: str
+    graph_path: str | None
+    """Of the newest of its traces that are not at rest: those that wait, have an owner, or are quarantined."""
+    waiting: int
+    """Traces that are `queued`, or `running` without an owner; those, too, that may not be claimed yet."""
+
+
+@attrs.frozen
 class Command:
     """A command that was left and not yet consumed. `created_at` is UTC seconds."""
 
@@ -858,6 +869,11 @@ class CheckpointStorage(DirectUse, ABC):
     @abstractmethod
     async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
         """What there is to do for those graphs; takes time in proportion to it."""
+
+    @abstractmethod
+    async def demand(self) -> list[Demand]:
+        """The graphs of all traces that wait, have an owner, or are quarantined, by id; takes time in proportion to
+        the number of those."""
 
     @abstractmethod
     async def owners(self) -> list[Lease]:

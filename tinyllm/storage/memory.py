@@ -34,6 +34,7 @@ from tinyllm.storage.contract import (
     Command,
     Delete,
     Delta,
+    Demand,
     Disown,
     Done,
     Drop,
@@ -425,6 +426,10 @@ class InMemoryCheckpointStorage(CheckpointStorage):
     async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
         self._let_go()
         return self._waiting.backlog(graph_ids, self._traces, time())
+
+    async def demand(self) -> list[Demand]:
+        self._let_go()
+        return self._waiting.demand(self._traces)
 
     async def owners(self) -> list[Lease]:
         self._let_go()

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import get_args
 
 from tinyllm.errors import OwnershipLost
-from tinyllm.storage.contract import Acquit, Backlog, Claim, Claimed, Disown, Done, Held, Owned, Status
+from tinyllm.storage.contract import Acquit, Backlog, Claim, Claimed, Demand, Disown, Done, Held, Owned, Status
 from tinyllm.storage.framing import Frame, FrameDamaged, decode
 from tinyllm.storage.sqlite.commands import OUTLIVED
 from tinyllm.storage.sqlite.library import sqlite3
@@ -67,6 +67,24 @@ _QUARANTINED = """
 SELECT count(*) FROM traces INDEXED BY traces_quarantined
 WHERE owner IS NULL AND status = 'quarantined' AND trace_id IS NOT NULL AND graph_id = ?
 """
+_DEMAND = f"""
+WITH found (graph_id, waiting, newest) AS (
+    SELECT graph_id, count(*), max(key) FROM traces INDEXED BY traces_ready
+    WHERE {_WAITS.format(due="due IS NULL")} GROUP BY graph_id
+    UNION ALL
+    SELECT graph_id, count(*), max(key) FROM traces INDEXED BY traces_later
+    WHERE {_WAITS.format(due="due IS NOT NULL")} GROUP BY graph_id
+    UNION ALL
+    SELECT graph_id, 0, max(key) FROM traces INDEXED BY traces_owner
+    WHERE owner IS NOT NULL AND trace_id IS NOT NULL GROUP BY graph_id
+    UNION ALL
+    SELECT graph_id, 0, max(key) FROM traces INDEXED BY traces_quarantined
+    WHERE owner IS NULL AND status = 'quarantined' AND trace_id IS NOT NULL GROUP BY graph_id
+)
+SELECT CAST(f.graph_id AS TEXT), CAST(t.graph_path AS TEXT), f.waiting
+FROM (SELECT graph_id, sum(waiting) AS waiting, max(newest) AS newest FROM found GROUP BY graph_id) f
+JOIN traces t ON t.key = f.newest ORDER BY f.graph_id
+"""
 
 
 def claim(connection: sqlite3.Connection, write: Claim, now: float) -> Claimed:
@@ -109,6 +127,12 @@ def acquit(connection: sqlite3.Connection, write: Acquit) -> Done | OwnershipLos
     if not connection.execute(_ACQUIT, (write.trace, write.epoch)).rowcount:
         return OwnershipLost(write.trace_id)
     return Done()
+
+
+def demand(connection: sqlite3.Connection) -> list[Demand]:
+    """Of which graphs there are traces that are not at rest, and how many of them wait."""
+    with legible(connection):
+        return [Demand(*row) for row in connection.execute(_DEMAND).fetchall()]
 
 
 def held(connection: sqlite3.Connection, owner: str) -> list[Owned]:

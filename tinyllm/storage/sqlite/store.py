@@ -18,6 +18,7 @@ from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
     Command,
+    Demand,
     HighWater,
     Intact,
     Lease,
@@ -295,6 +296,9 @@ class SQLiteCheckpointStorage(CheckpointStorage):
 
     async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
         return await self._ask(lambda store: claims.backlog(store.connection, graph_ids, time()))
+
+    async def demand(self) -> list[Demand]:
+        return await self._ask(lambda store: claims.demand(store.connection))
 
     async def owners(self) -> list[Lease]:
         return await self._ask(lambda store: owned.named(store.connection))

@@ -47,6 +47,7 @@ supervisor 5f3a9c0d1b2e4f60: running, started 1 h 06 m ago
   graphs    survey, digest
   traces    1,234 waiting, 56 later, 3 running, 1 apart, 2 quarantined
   lag       the oldest has waited 12 s
+    tinyllm list --status quarantined
   ended     2,345 completed, 6 failed; 120 in the last minute
   restarts  2
   deaths    2 killed (SIGKILL)

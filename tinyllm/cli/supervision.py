@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from tinyllm.cli.options import command_line
 from tinyllm.cli.text import duration, plural, shorten, table, utc
 from tinyllm.supervisor.status import Status, WorkerStatus, to_json
 
@@ -64,7 +65,8 @@ def _backlog_object(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def standing_lines(standing: Standing, now: float, columns: int) -> list[str]:
-    """A block of lines for each supervisor, none wider than `columns`; `now` in UTC seconds."""
+    """A block of lines for each supervisor, none wider than `columns`; but commands, to be pasted, are not broken.
+    `now` in UTC seconds."""
     if not standing.supervisors:
         lines = _wrapped(f"no supervisor serves {standing.store}", "", columns)
         return lines + (_backlog_lines(standing.backlog, None, now, columns) if standing.backlog is not None else [])
@@ -128,7 +130,8 @@ def _backlog_lines(backlog: Backlog, lag: float | None, now: float, columns: int
     if lag is None and backlog.oldest is not None:
         lag = max(0.0, now - backlog.oldest)
     waited = "nothing waits" if lag is None else f"the oldest has waited {duration(lag)}"
-    return [*_line("traces", counts, columns), *_line("lag", waited, columns)]
+    lines = [*_line("traces", counts, columns), *_line("lag", waited, columns)]
+    return lines + ([f"    {command_line('list', '--status', 'quarantined')}"] if backlog.quarantined else [])
 
 
 def _line(name: str, text: str, columns: int) -> list[str]:

@@ -201,6 +201,34 @@ def test_status_shows_every_supervisor(desk: Desk, store: Path) -> None:
     assert as_json["store"] == str(store)
 
 
+def test_status_tells_what_no_supervisor_serves(desk: Desk, store: Path) -> None:
+    graph = load_graph(desk.graph)
+
+    async def submitted() -> None:
+        async with opened_storage(store) as opened:
+            for _ in range(2):
+                await submit(graph, "3", opened)
+
+    anyio.run(submitted)
+    with supervised(store, a=well):
+        found = desk.command("status", "--storage", store)
+        as_json = json.loads(desk.command("status", "--json").stdout)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.splitlines()[-3:] == [
+        "",
+        f"  unserved  2 of {graph.id}",
+        f"    tinyllm supervise {desk.graph} --storage {store}",
+    ]
+    assert as_json["unserved"] == [{"graph_id": graph.id, "graph_path": str(desk.graph), "waiting": 2}]
+    with supervised(store, a=lambda _verb: to_json(status(graphs=(graph.id,)))):
+        assert "unserved" not in desk.command("status").stdout
+    with supervised(store, a=refuses):
+        found = desk.command("status")
+        as_json = json.loads(desk.command("status", "--json").stdout)
+    assert "  unserved  not known: supervisor a did not say" in found.stdout
+    assert as_json["unserved"] is None
+
+
 def test_status_where_no_supervisor_is(desk: Desk, store: Path) -> None:
     async def submitted() -> None:
         async with opened_storage(store) as opened:

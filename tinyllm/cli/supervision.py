@@ -12,7 +12,7 @@ from tinyllm.cli.text import duration, plural, shorten, table, utc
 from tinyllm.supervisor.status import Status, WorkerStatus, to_json
 
 if TYPE_CHECKING:
-    from tinyllm.storage.contract import Backlog
+    from tinyllm.storage.contract import Backlog, Demand
 
 _MARGIN = " " * 12
 _REASON = 400
@@ -35,6 +35,8 @@ class Standing:
     supervisors: tuple[Status | Silent, ...]
     backlog: Backlog | None = None
     graphs: tuple[str, ...] = ()
+    unserved: tuple[Demand, ...] | str = ()
+    """Graphs of which traces wait that none of the supervisors serves; or why that is not known."""
 
 
 def standing_object(standing: Standing) -> dict[str, Any]:
@@ -46,6 +48,7 @@ def standing_object(standing: Standing) -> dict[str, Any]:
             for each in standing.supervisors
         ],
         "backlog": None if standing.backlog is None else _backlog_object(attrs.asdict(standing.backlog)),
+        "unserved": None if isinstance(standing.unserved, str) else [attrs.asdict(each) for each in standing.unserved],
     }
 
 
@@ -76,7 +79,20 @@ def standing_lines(standing: Standing, now: float, columns: int) -> list[str]:
         else _block(each, now, columns)
         for each in standing.supervisors
     ]
+    if standing.unserved:
+        blocks.append(_unserved(standing.unserved, columns))
     return [line for block in blocks for line in ["", *block]][1:]
+
+
+def _unserved(unserved: tuple[Demand, ...] | str, columns: int) -> list[str]:
+    if isinstance(unserved, str):
+        return _line("unserved", f"not known: {shorten(unserved, _REASON)}", columns)
+    lines = []
+    for each in unserved:
+        lines += _line("unserved", f"{each.waiting:,} of {each.graph_id}", columns)
+        if each.graph_path is not None:
+            lines.append(f"    {command_line('supervise', each.graph_path)}")
+    return lines
 
 
 def _block(status: Status, now: float, columns: int) -> list[str]:

@@ -47,6 +47,7 @@ supervisor 5f3a9c0d1b2e4f60: running, started 1 h 06 m ago
   graphs    survey, digest
   traces    1,234 waiting, 56 later, 3 running, 1 apart, 2 quarantined
   lag       the oldest has waited 12 s
+    tinyllm list --status quarantined
   ended     2,345 completed, 6 failed; 120 in the last minute
   restarts  2
   deaths    2 killed (SIGKILL)
@@ -198,6 +199,34 @@ def test_status_shows_every_supervisor(desk: Desk, store: Path) -> None:
     assert "supervisor c did not say how it is: it is of another version" in blocks[2]
     assert [each["id"] for each in as_json["supervisors"]] == ["5f3a9c0d1b2e4f60", "b", "c"]
     assert as_json["store"] == str(store)
+
+
+def test_status_tells_what_no_supervisor_serves(desk: Desk, store: Path) -> None:
+    graph = load_graph(desk.graph)
+
+    async def submitted() -> None:
+        async with opened_storage(store) as opened:
+            for _ in range(2):
+                await submit(graph, "3", opened)
+
+    anyio.run(submitted)
+    with supervised(store, a=well):
+        found = desk.command("status", "--storage", store)
+        as_json = json.loads(desk.command("status", "--json").stdout)
+    assert found.exit_code == 0, found.output
+    assert found.stdout.splitlines()[-3:] == [
+        "",
+        f"  unserved  2 of {graph.id}",
+        f"    tinyllm supervise {desk.graph} --storage {store}",
+    ]
+    assert as_json["unserved"] == [{"graph_id": graph.id, "graph_path": str(desk.graph), "waiting": 2}]
+    with supervised(store, a=lambda _verb: to_json(status(graphs=(graph.id,)))):
+        assert "unserved" not in desk.command("status").stdout
+    with supervised(store, a=refuses):
+        found = desk.command("status")
+        as_json = json.loads(desk.command("status", "--json").stdout)
+    assert "  unserved  not known: supervisor a did not say" in found.stdout
+    assert as_json["unserved"] is None
 
 
 def test_status_where_no_supervisor_is(desk: Desk, store: Path) -> None:

@@ -24,12 +24,14 @@ from tinyllm.storage.contract import (
     Claimed,
     Command,
     Delete,
+    Demand,
     Disown,
     Done,
     FallBack,
     Held,
     Lease,
     Leave,
+    Owned,
     Owner,
     Release,
     Status,
@@ -155,6 +157,32 @@ async def test_no_more_than_at_most_of_a_graph_have_an_owner(storage: Checkpoint
     assert [held.trace_id for held in await claim(storage, graphs=["g", "h"], at_most=1)] == ["other"]
     storage.retire(owner)
     assert [held.trace_id for held in await claim(storage, at_most=3)] == ["t2"]
+
+
+async def test_a_place_is_left_to_what_is_to_be_executed_apart(
+    storage: CheckpointStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time()
+    await submit(storage, "alone", 9)
+    (held,) = await claim(storage)
+    await commit_one(storage, disown(held, apart=True))
+    await submit(storage, "other", graph_id="h")
+    for number in range(4):
+        await submit(storage, f"t{number}", 99)
+    assert await claim(storage, at_most=1) == []
+    assert [each.trace_id for each in await claim(storage, graphs=["g", "h"], at_most=2)] == ["t0", "other"]
+    assert await claim(storage, at_most=2) == []
+    assert await claim(storage, at_most=1, apart=True) == []  # it has a place, but not more than there are
+    (held,) = await claim(storage, at_most=2, apart=True)
+    assert held.trace_id == "alone"
+    assert await claim(storage, at_most=2) == []
+    assert [each.trace_id for each in await claim(storage, at_most=3)] == ["t1"]
+    await commit_one(storage, Release(held.trace, held.epoch, now + AN_HOUR))  # until then, it needs none
+    assert [each.trace_id for each in await claim(storage, at_most=3)] == ["t2"]
+    for module in ("sqlite.store", "memory"):
+        monkeypatch.setattr(f"tinyllm.storage.{module}.time", lambda: now + 2 * AN_HOUR)
+    assert await claim(storage, at_most=4) == []
+    assert [each.trace_id for each in await claim(storage)] == ["t3"]  # where there is no limit, none is needed
 
 
 @pytest.mark.parametrize("status", sorted(TERMINAL | {"paused"}))
@@ -319,6 +347,17 @@ async def test_a_trace_whose_owner_died_is_taken_away_from_it(storage: Checkpoin
     assert (record.owner, record.high_water, record.deaths, record.apart) == (owner, None, b"[1]", True)
 
 
+async def test_what_an_owner_has_is_known_well_enough_to_take_it_away(storage: CheckpointStorage, owner: Owner) -> None:
+    writer = await submit(storage, "t")
+    (held,) = await claim(storage)
+    await commit_one(storage, disown(held, deaths=b"[1]"))
+    (held,) = await claim(storage, owner.id)
+    assert await storage.held(owner.id) == [Owned(writer.key, "t", "g", held.epoch, "queued", 0, b"[1]")]
+    writer.epoch = held.epoch
+    await run_steps(storage, writer, 2)
+    assert await storage.held(owner.id) == [Owned(writer.key, "t", "g", held.epoch, "running", 2, b"[1]")]
+
+
 async def test_a_disowned_trace_can_be_acquired(storage: CheckpointStorage, owner: Owner) -> None:
     writer = await submit(storage, "t")
     stopped = this_process()
@@ -400,6 +439,58 @@ async def test_the_backlog_counts_what_there_is_to_do(storage: CheckpointStorage
     assert await storage.backlog(["g"]) == Backlog(2, 1, 1, 1, 1, record.updated_at)
     assert await storage.backlog(["g", "h", "g"]) == Backlog(3, 1, 1, 1, 1, record.updated_at)
     assert await storage.backlog(["missing"]) == await storage.backlog([]) == Backlog(0, 0, 0, 0, 0, None)
+
+
+async def test_the_demand_tells_of_which_graphs_traces_wait(storage: CheckpointStorage, owner: Owner) -> None:
+    assert await storage.demand() == []
+    for name, graph_id, path, later, status in (
+        ("a1", "a", "/old.py", None, "queued"),
+        ("a2", "a", "/new.py", time() + AN_HOUR, "queued"),
+        ("a3", "a", "/ended.py", None, "completed"),
+        ("b1", "b", None, None, "queued"),
+        ("b2", "b", None, None, "paused"),
+        ("c1", "c", "/c.py", None, "queued"),
+        ("d1", "d", "/d.py", None, "queued"),
+        ("e1", "e", "/e.py", None, "completed"),
+        ("f1", "f", "/f.py", None, "queued"),
+    ):
+        write = Writer(name).admit(graph_id=graph_id, status=status)
+        await commit_one(storage, attrs.evolve(write, graph_path=path, not_before=later))
+    await claim(storage, owner.id, graphs=["c"])
+    (held,) = await claim(storage, graphs=["d"])
+    await commit_one(storage, disown(held, error=ERROR))
+    (held,) = await claim(storage, graphs=["f"])
+    await commit_one(storage, disown(held, apart=True))
+    wanted = [("a", "/new.py", 2), ("b", None, 1), ("c", "/c.py", 0), ("d", "/d.py", 0), ("f", "/f.py", 1)]
+    assert await storage.demand() == [Demand(*each) for each in wanted]
+
+
+async def test_the_oldest_has_waited_longest_whichever_was_admitted_first(
+    storage: CheckpointStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time()
+
+    def pass_to(moment: float) -> None:
+        for module in ("sqlite.store", "sqlite.read", "memory"):
+            monkeypatch.setattr(f"tinyllm.storage.{module}.time", lambda: moment)
+
+    pass_to(now)
+    await submit(storage, "first", 1)
+    (held,) = await claim(storage, limit=1)
+    await submit(storage, "due", not_before=now + 20)
+    await submit(storage, "alone", 9)
+    (alone,) = await claim(storage, limit=1)
+    await commit_one(storage, disown(alone, apart=True))
+    pass_to(now + 10)
+    await submit(storage, "second", graph_id="h")
+    pass_to(now + 30)
+    await commit_one(storage, Release(held.trace, held.epoch))
+    assert (await storage.backlog(["g", "h"])).oldest == now + 10
+    assert (await storage.backlog(["g"])).oldest == now + 20
+    await claim(storage, graphs=["h"])
+    assert await claimed(storage) == ["first", "due"]
+    await commit_one(storage, Release(held.trace, held.epoch + 1))
+    assert (await storage.backlog(["g", "h"])).oldest == now + 30
 
 
 async def test_the_owners_are_those_that_traces_name(storage: CheckpointStorage, owner: Owner) -> None:

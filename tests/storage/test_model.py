@@ -275,8 +275,12 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def claim(self, owner: int, limit: int, at_most: int | None, apart: bool) -> None:
         name = self.owners[owner].id
-        room = limit if at_most is None else min(limit, at_most - sum(t.naive.owner is not None for t in self.traces))
-        waiting = [t for t in self.traces if t.naive.waits and not t.naive.later and t.naive.apart == apart]
+        ready = [t for t in self.traces if t.naive.waits and not t.naive.later]
+        waiting = [t for t in ready if t.naive.apart == apart]
+        places = limit if at_most is None else at_most - sum(t.naive.owner is not None for t in self.traces)
+        if at_most is not None and not apart and any(t.naive.apart for t in ready):
+            places -= 1
+        room = min(limit, places)
         waiting.sort(key=lambda t: (-t.naive.priority, t.naive.key))
         taken = waiting[: max(room, 0)]
         for t in taken:

@@ -14,13 +14,14 @@ from tests.storage.backends import admit, commit_one, found
 from tests.storage.test_conformance_claims import AN_HOUR, claim, claimed, disown, submit
 from tests.storage.test_sqlite_damage import damage
 from tinyllm.errors import CheckpointDamaged
-from tinyllm.storage.contract import Claim, Delete, Release, Wanted
+from tinyllm.storage.contract import Claim, Delete, Disown, Done, Owned, Release, Wanted
 from tinyllm.storage.high_water import path_in
 from tinyllm.storage.owners import this_process
 from tinyllm.storage.sqlite import SQLiteCheckpointStorage, claims, owned
 from tinyllm.storage.sqlite.health import examine
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.salvage import salvage
+from tinyllm.storage.sqlite.sense import check
 
 pytestmark = pytest.mark.anyio
 
@@ -66,6 +67,8 @@ def crowd(storage: SQLiteCheckpointStorage, count: int, **columns: object) -> No
         (claims._COUNT_LATER, "traces_later (graph_id=?)", 2),
         (claims._QUARANTINED, "traces_quarantined (graph_id=?)", 1),
         (claims._OWNED, "traces_owner", 1),
+        (claims._DEMAND, "USING INDEX traces_ready", 0),
+        (claims._HELD, "traces_owner (owner=?)", 1),
         (owned._LET_GO, "traces_owner (owner=?)", 1),
         (owned._IDLE, "traces_died (died=?)", 0),
     ],
@@ -206,6 +209,29 @@ async def test_a_damaged_trace_keeps_no_other_from_being_claimed(storage: SQLite
     await submit(storage, "u", -1)
     damage(storage, f"UPDATE traces SET {change} WHERE trace_id = 't'")
     assert [held.trace for held in await claim(storage)] == [1, 2]
+    if change.startswith("priority"):
+        assert (await storage.load("t")).record.priority == 0
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *(f"{column} = {value}" for column in ("apart", "due", "priority") for value in ("'x'", "x'00'", "1.5")),
+        *(f"due = {value}" for value in ("1e300", "9e999", "-9e999", "-1")),
+        "apart = -1",
+        "priority = 9e999",
+    ],
+)
+async def test_where_a_damaged_trace_is_executed_keeps_no_list_from_being_shown(
+    storage: SQLiteCheckpointStorage, change: str
+) -> None:
+    await submit(storage, "t", 7)
+    await submit(storage, "u", -1)
+    damage(storage, f"UPDATE traces SET {change} WHERE trace_id = 't'")
+    shown = {record.trace_id: record for record in await storage.traces()}
+    assert (shown["u"].priority, shown["t"].status) == (-1, "queued")
+    assert (shown["t"].apart, shown["t"].not_before) == (False, None)
+    assert shown["t"].priority == (0 if change.startswith("priority") else 7)
 
 
 @pytest.mark.parametrize("change", ["due = 'x'", "due = x'00'", "apart = 2", "apart = 'x'"])
@@ -220,6 +246,42 @@ async def test_what_nobody_would_claim_any_more_is_said_to_be_damaged(
     with pytest.raises(CheckpointDamaged, match="'t' is damaged"):
         await storage.load("t")
     damage(storage, "DELETE FROM traces WHERE trace_id = 'u'")
+
+
+async def test_what_is_in_demand_is_told_of_damaged_traces_too(storage: SQLiteCheckpointStorage) -> None:
+    await submit(storage, "t")
+    await submit(storage, "u", graph_id="h")
+    damage(storage, "UPDATE traces SET graph_id = x'ff', graph_path = x'ff', priority = 'x' WHERE trace_id = 't'")
+    found = await storage.demand()
+    assert sorted((each.graph_id, each.waiting) for each in found) == [("h", 1), ("\ufffd", 1)]
+    check(found)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "step = 'x', priority = 'x', status = 'weird', apart = 2",
+        "step = x'00', status = x'ff', deaths = CAST(x'b1b2' AS TEXT), deaths_crc = 'x', rev = 'x', updated_at = 'x'",
+        "trace_id = CAST(x'b1b2' AS TEXT), graph_id = CAST(x'b1b2' AS TEXT), graph = 'x', error = 7, history = -1",
+        "trace_id = x'b1b2', graph_id = x'b1b2', due = 'x', died = x'00', created_at = 'x', step = 1e300",
+    ],
+)
+@pytest.mark.parametrize("how", [Release, Disown])
+async def test_a_damaged_trace_can_be_taken_from_its_owner_as_any(
+    storage: SQLiteCheckpointStorage, change: str, how: type
+) -> None:
+    await submit(storage, "t")
+    await submit(storage, "u")
+    await claimed(storage)
+    damage(storage, f"UPDATE traces SET {change} WHERE trace_id = 't'")
+    bad, good = await storage.held("o")
+    assert good == Owned(2, "u", "g", 2, "queued", 0, None)
+    assert (bad.trace, bad.epoch, bad.deaths) == (1, 2, None)
+    assert bad.status in ("queued", "running")
+    check(bad)
+    writes = [Release(each.trace, each.epoch) if how is Release else disown(each) for each in (bad, good)]
+    assert await storage.commit(writes) == [Done(), Done()]
+    assert await storage.held("o") == []
 
 
 @pytest.mark.parametrize("change", ["deaths = x'02'", "deaths = '[2]'", "deaths_crc = 7", "deaths_crc = NULL"])

@@ -31,8 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from tinyllm.cli.supervision import Silent, Standing
-    from tinyllm.storage.contract import Backlog, CheckpointStorage
-    from tinyllm.storage.contract import Status as TraceStatus
+    from tinyllm.storage.contract import Backlog, CheckpointStorage, Demand
     from tinyllm.supervisor.control import Answer
     from tinyllm.supervisor.status import Status
 
@@ -43,8 +42,6 @@ WATCH_SECONDS = 1.0
 
 DRAIN_SECONDS = 0.1
 """Between two looks whether a supervisor has ended: finding out costs one connection."""
-
-_PAGE = 10_000
 
 
 def parse_limits(texts: tuple[str, ...]) -> dict[str, int]:
@@ -246,9 +243,29 @@ async def _look(storage: str | None) -> Standing:
         answers = await asked(store, "status")
     except NotSupervised:
         async with opened_storage(store, must_exist=True) as opened:
-            backlog, graphs = await _waiting(opened)
-        return Standing(str(store), (), backlog, graphs)
-    return Standing(str(store), tuple(_said(answer) for answer in answers))
+            backlog, graphs, unserved = await _waiting(opened)
+        return Standing(str(store), (), backlog, graphs, unserved)
+    said = tuple(_said(answer) for answer in answers)
+    return Standing(str(store), said, unserved=await _unserved(store, said))
+
+
+async def _unserved(store: Path, said: tuple[Status | Silent, ...]) -> tuple[Demand, ...] | str:
+    """The graphs of which traces wait that nobody serves; or why that is not known."""
+    from tinyllm.cli.supervision import Silent
+    from tinyllm.core.store import opened_storage
+    from tinyllm.errors import StorageError
+
+    served: set[str] = set()
+    for each in said:
+        if isinstance(each, Silent):
+            return f"supervisor {each.id} did not say which graphs it serves"
+        served.update(each.graphs)
+    try:
+        async with opened_storage(store, must_exist=True) as opened:
+            demand = await opened.demand()
+    except StorageError as error:  # how the supervisors are is shown all the same
+        return str(error)
+    return tuple(each for each in demand if each.waiting and each.graph_id not in served)
 
 
 def _said(answer: Answer) -> Status | Silent:
@@ -264,17 +281,12 @@ def _said(answer: Answer) -> Status | Silent:
         return Silent(answer.supervisor, f"it is of another version, or none of ours: {error}")
 
 
-async def _waiting(store: CheckpointStorage) -> tuple[Backlog, tuple[str, ...]]:
-    """What there is to do in the store, of whatever graphs, and the files of those graphs."""
-    statuses: tuple[TraceStatus, ...] = ("queued", "running", "interrupted", "quarantined")
-    graphs: dict[str, str | None] = {}
-    for each in statuses:
-        offset = 0
-        while records := await store.traces(status=each, limit=_PAGE, offset=offset):
-            for record in records:
-                graphs.setdefault(record.graph_id, record.graph_path)
-            offset += len(records)
-    return await store.backlog(sorted(graphs)), tuple(sorted({path for path in graphs.values() if path is not None}))
+async def _waiting(store: CheckpointStorage) -> tuple[Backlog, tuple[str, ...], tuple[Demand, ...]]:
+    """What there is to do in the store, of whatever graphs, the files of those graphs, and those of which any waits."""
+    demand = await store.demand()
+    paths = {each.graph_path for each in demand if each.graph_path is not None}
+    backlog = await store.backlog([each.graph_id for each in demand])
+    return backlog, tuple(sorted(paths)), tuple(each for each in demand if each.waiting)
 
 
 def _store(storage: str | None) -> Path:

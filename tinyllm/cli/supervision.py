@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import attrs
 
+from tinyllm.cli.options import command_line
 from tinyllm.cli.text import duration, plural, shorten, table, utc
 from tinyllm.supervisor.status import Status, WorkerStatus, to_json
 
 if TYPE_CHECKING:
-    from tinyllm.storage.contract import Backlog
+    from tinyllm.storage.contract import Backlog, Demand
 
 _MARGIN = " " * 12
 _REASON = 400
@@ -34,6 +35,8 @@ class Standing:
     supervisors: tuple[Status | Silent, ...]
     backlog: Backlog | None = None
     graphs: tuple[str, ...] = ()
+    unserved: tuple[Demand, ...] | str = ()
+    """Graphs of which traces wait that none of the supervisors serves; or why that is not known."""
 
 
 def standing_object(standing: Standing) -> dict[str, Any]:
@@ -45,6 +48,7 @@ def standing_object(standing: Standing) -> dict[str, Any]:
             for each in standing.supervisors
         ],
         "backlog": None if standing.backlog is None else _backlog_object(attrs.asdict(standing.backlog)),
+        "unserved": None if isinstance(standing.unserved, str) else [attrs.asdict(each) for each in standing.unserved],
     }
 
 
@@ -64,7 +68,8 @@ def _backlog_object(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def standing_lines(standing: Standing, now: float, columns: int) -> list[str]:
-    """A block of lines for each supervisor, none wider than `columns`; `now` in UTC seconds."""
+    """A block of lines for each supervisor, none wider than `columns`; but commands, to be pasted, are not broken.
+    `now` in UTC seconds."""
     if not standing.supervisors:
         lines = _wrapped(f"no supervisor serves {standing.store}", "", columns)
         return lines + (_backlog_lines(standing.backlog, None, now, columns) if standing.backlog is not None else [])
@@ -74,7 +79,20 @@ def standing_lines(standing: Standing, now: float, columns: int) -> list[str]:
         else _block(each, now, columns)
         for each in standing.supervisors
     ]
+    if standing.unserved:
+        blocks.append(_unserved(standing.unserved, columns))
     return [line for block in blocks for line in ["", *block]][1:]
+
+
+def _unserved(unserved: tuple[Demand, ...] | str, columns: int) -> list[str]:
+    if isinstance(unserved, str):
+        return _line("unserved", f"not known: {shorten(unserved, _REASON)}", columns)
+    lines = []
+    for each in unserved:
+        lines += _line("unserved", f"{each.waiting:,} of {each.graph_id}", columns)
+        if each.graph_path is not None:
+            lines.append(f"    {command_line('supervise', each.graph_path)}")
+    return lines
 
 
 def _block(status: Status, now: float, columns: int) -> list[str]:
@@ -128,7 +146,8 @@ def _backlog_lines(backlog: Backlog, lag: float | None, now: float, columns: int
     if lag is None and backlog.oldest is not None:
         lag = max(0.0, now - backlog.oldest)
     waited = "nothing waits" if lag is None else f"the oldest has waited {duration(lag)}"
-    return [*_line("traces", counts, columns), *_line("lag", waited, columns)]
+    lines = [*_line("traces", counts, columns), *_line("lag", waited, columns)]
+    return lines + ([f"    {command_line('list', '--status', 'quarantined')}"] if backlog.quarantined else [])
 
 
 def _line(name: str, text: str, columns: int) -> list[str]:

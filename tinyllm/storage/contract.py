@@ -362,6 +362,11 @@ class Wanted:
     owner: str
     at_most: int | None = None
 
+    def room(self, limit: int, owned: int, reserved: bool) -> int:
+        """How many a claim of `limit` may take, at most (not above 0: none), where `owned` have an owner; `reserved`:
+        one place is for another claim."""
+        return limit if self.at_most is None else min(limit, self.at_most - owned - reserved)
+
 
 @attrs.frozen
 class Claim:
@@ -369,6 +374,8 @@ class Claim:
 
     A trace waits that is `queued`, or `running` without an owner, and may be claimed by now. Those of the highest
     priority go first, and of those the oldest. `apart`: only those that are to be executed apart; or only the others.
+    While one that is to be executed apart waits, the others of its graph leave one place of `at_most` to it: whoever
+    executes many claims again at once, and would always be quicker.
     What it costs does not grow with the number of those that wait.
     """
 
@@ -515,6 +522,18 @@ class Held:
     trace_id: str
     graph_id: str
     epoch: int
+
+
+@attrs.frozen
+class Owned(Held):
+    """A trace that has an owner: what is to be known of it to take it away. Of a damaged one, what makes no sense is
+    something that does: nothing of it keeps its owner from losing it."""
+
+    status: Status
+    """As it is stored: never `interrupted`."""
+    step: int
+    deaths: bytes | None
+    """As in `Disown`; None, too, where that is damaged."""
 
 
 @attrs.frozen
@@ -671,7 +690,19 @@ class Backlog:
     """Those that have an owner."""
     quarantined: int
     oldest: float | None
-    """Since when the one of `waiting` waits that was admitted first."""
+    """Since when the one of `waiting` waits that has waited longest: when it was last written, given up or taken from
+    its owner, or when it was due, if that is later."""
+
+
+@attrs.frozen
+class Demand:
+    """What there is to do for one graph."""
+
+    graph_id: str
+    graph_path: str | None
+    """Of the newest of its traces that are not at rest: those that wait, have an owner, or are quarantined."""
+    waiting: int
+    """Traces that are `queued`, or `running` without an owner; those, too, that may not be claimed yet."""
 
 
 @attrs.frozen
@@ -840,12 +871,17 @@ class CheckpointStorage(DirectUse, ABC):
         """What there is to do for those graphs; takes time in proportion to it."""
 
     @abstractmethod
+    async def demand(self) -> list[Demand]:
+        """The graphs of all traces that wait, have an owner, or are quarantined, by id; takes time in proportion to
+        the number of those."""
+
+    @abstractmethod
     async def owners(self) -> list[Lease]:
         """The owners that traces name: who executes them, or has died without being disowned."""
 
     @abstractmethod
-    async def held(self, owner: str) -> list[TraceRecord]:
-        """The traces that the owner of that id has."""
+    async def held(self, owner: str) -> list[Owned]:
+        """The traces that the owner of that id has, by key; those that are damaged, too."""
 
     @abstractmethod
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:

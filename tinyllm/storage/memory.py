@@ -34,6 +34,7 @@ from tinyllm.storage.contract import (
     Command,
     Delete,
     Delta,
+    Demand,
     Disown,
     Done,
     Drop,
@@ -47,6 +48,7 @@ from tinyllm.storage.contract import (
     Leave,
     MessageRow,
     Outcome,
+    Owned,
     Owner,
     Prune,
     Pruned,
@@ -120,7 +122,7 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             case Release():
                 trace = self._traces.get(write.trace)
                 if trace and trace.epoch == write.epoch:
-                    trace.owner, trace.due = None, write.not_before
+                    trace.owner, trace.due, trace.updated_at = None, write.not_before, now
                     self._waiting.note(trace)
                 return Done()
             case Claim():
@@ -425,6 +427,10 @@ class InMemoryCheckpointStorage(CheckpointStorage):
         self._let_go()
         return self._waiting.backlog(graph_ids, self._traces, time())
 
+    async def demand(self) -> list[Demand]:
+        self._let_go()
+        return self._waiting.demand(self._traces)
+
     async def owners(self) -> list[Lease]:
         self._let_go()
         found = []
@@ -434,10 +440,14 @@ class InMemoryCheckpointStorage(CheckpointStorage):
             found.append(Lease(owner, lease.owner if lease else None, lease.beat if lease else 0, alive))
         return found
 
-    async def held(self, owner: str) -> list[TraceRecord]:
+    async def held(self, owner: str) -> list[Owned]:
         self._let_go()
         traces = sorted(self._waiting.owned.values(), key=lambda trace: trace.key)
-        return [self.record(trace) for trace in traces if trace.owner == owner]
+        return [
+            Owned(each.key, each.trace_id, each.graph_id, each.epoch, each.status, each.step, each.deaths)
+            for each in traces
+            if each.owner == owner
+        ]
 
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:
         answers = self._traces[trace].answers if trace in self._traces else {}

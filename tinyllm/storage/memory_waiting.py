@@ -6,7 +6,7 @@ from bisect import bisect_left, bisect_right, insort
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
-from tinyllm.storage.contract import Backlog, Claim, Wanted
+from tinyllm.storage.contract import Backlog, Claim, Demand, Wanted
 from tinyllm.storage.memory_trace import Trace
 
 _Entries = list[tuple[float, int]]
@@ -59,7 +59,8 @@ class Waiting:
         for graph_id, each in wanted.items():
             room = claim.limit
             if each.at_most is not None:
-                room = min(room, each.at_most - self._running(graph_id))
+                reserved = not claim.apart and self.next_due((graph_id,), True, now) == 0
+                room = each.room(room, self._running(graph_id), reserved)
             if room > 0:
                 kind = (graph_id, claim.apart)
                 for key in list(self._ripe(kind, now)):
@@ -92,8 +93,17 @@ class Waiting:
             later=later,
             running=sum(map(self._running, wanted)),
             quarantined=sum(each.status == "quarantined" and each.graph_id in wanted for each in traces.values()),
-            oldest=_waits_since(traces[min(ripe[False])]) if ripe[False] else None,
+            oldest=min((_waits_since(traces[key]) for key in ripe[False]), default=None),
         )
+
+    def demand(self, traces: dict[int, Trace]) -> list[Demand]:
+        counts: defaultdict[str, int] = defaultdict(int)
+        newest: dict[str, Trace] = {}
+        for _, trace in sorted(traces.items()):
+            if trace.key in self._places or trace.key in self.owned or trace.status == "quarantined":
+                counts[trace.graph_id] += trace.key in self._places
+                newest[trace.graph_id] = trace
+        return [Demand(graph_id, newest[graph_id].graph_path, counts[graph_id]) for graph_id in sorted(newest)]
 
     def _ripe(self, kind: _Kind, now: float) -> Iterator[int]:
         later = self._later[kind]

@@ -11,7 +11,7 @@ from tinyllm.core.deaths import Death, decode_deaths, encode_deaths
 from tinyllm.errors import OwnershipLost
 from tinyllm.graph.messages import ErrorInfo
 from tinyllm.graph.payload import encode_error
-from tinyllm.storage.contract import CheckpointStorage, Disown, TraceRecord
+from tinyllm.storage.contract import CheckpointStorage, Disown, Owned
 from tinyllm.supervisor.deaths import Cause, blame, remember, verdict
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ async def disown(
     return ran
 
 
-def _death(record: TraceRecord, cause: Cause, pid: int, beside: int) -> Death:
+def _death(record: Owned, cause: Cause, pid: int, beside: int) -> Death:
     return Death(
         at=time.time(),
         cause=cause.text,
@@ -59,7 +59,7 @@ def _death(record: TraceRecord, cause: Cause, pid: int, beside: int) -> Death:
     )
 
 
-def _disown(owner: str, record: TraceRecord, deaths: tuple[Death, ...]) -> Disown:
+def _disown(owner: str, record: Owned, deaths: tuple[Death, ...]) -> Disown:
     guilty = verdict(deaths)
     return Disown(
         record.trace,

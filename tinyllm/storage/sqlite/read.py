@@ -31,12 +31,13 @@ from tinyllm.storage.contract import (
 from tinyllm.storage.framing import Frame, FrameDamaged, checksum, decode
 from tinyllm.storage.records import BY_HAND
 from tinyllm.storage.sqlite import seals
+from tinyllm.storage.sqlite.claims import evidence
 from tinyllm.storage.sqlite.commands import left
 from tinyllm.storage.sqlite.database import FILE_NAME
 from tinyllm.storage.sqlite.library import sqlite3
 from tinyllm.storage.sqlite.owned import leases
 from tinyllm.storage.sqlite.schema import LAST, SHIFT
-from tinyllm.storage.sqlite.sense import sensible
+from tinyllm.storage.sqlite.sense import LATEST, legible, sensible
 
 _log = logging.getLogger("tinyllm.storage")
 
@@ -55,7 +56,6 @@ WHERE t.trace_id IS NOT NULL AND substr(t.trace_id, 1, length(:prefix)) = :prefi
        THEN 'interrupted' ELSE t.status END)
 ORDER BY t.updated_at DESC, t.key DESC LIMIT :limit OFFSET :offset
 """
-_HELD = f"{_TRACE} WHERE t.owner = :owner ORDER BY t.key"
 _IDS = "SELECT trace_id FROM traces WHERE trace_id IS NOT NULL ORDER BY key DESC LIMIT ?"
 _UNINDEXED = "SELECT 1 FROM traces NOT INDEXED WHERE trace_id = ?"
 _NAME = "SELECT trace_id FROM traces WHERE key = ?"
@@ -170,21 +170,11 @@ class Catalog:
             "limit": limit,
             "offset": offset,
         }
-        return self._listed(_LISTED, values)
-
-    @sensible
-    def held(self, owner: str) -> list[TraceRecord]:
-        return self._listed(_HELD, {"owner": owner})
-
-    def _listed(self, statement: str, values: Mapping[str, object]) -> list[TraceRecord]:
         try:
-            rows = self.connection.execute(statement, values).fetchall()
+            rows = self.connection.execute(_LISTED, values).fetchall()
         except sqlite3.OperationalError:  # a text that is none: that of one trace is no reason to show no other
-            self.connection.text_factory = lambda text: text.decode(errors="replace")
-            try:
-                rows = self.connection.execute(statement, values).fetchall()
-            finally:
-                self.connection.text_factory = str
+            with legible(self.connection):
+                rows = self.connection.execute(_LISTED, values).fetchall()
         return [self._record(row, None) for row in rows]
 
     @sensible
@@ -206,6 +196,9 @@ class Catalog:
         history, created_at, _, parent_rev, parent_step, *_ = rest
         if asked is not None and seals.seal(sealed) != crc:
             raise TraceUnreadable(asked, None, "its record does not say what was written")
+        if asked is None:  # when it is executed, and where, makes no difference to what it is
+            due = due if isinstance(due, (int, float)) and due < LATEST else None
+            apart = int(apart == 1)
         lease = self._known().get(died if owner is None else owner)
         living = lease.alive if lease and owner is not None else False
         # What it noted of a trace that was taken away from it, it noted under the epoch before.
@@ -235,10 +228,10 @@ class Catalog:
             created_at=created_at,
             updated_at=updated_at,
             error=self._error(key, None if forgiving else asked, step, error, error_crc),
-            priority=priority,
+            priority=priority if isinstance(priority, int) else 0,
             not_before=due if due is not None and due > time() else None,
             apart=_FLAG[apart],
-            deaths=_deaths(key, deaths, deaths_crc),
+            deaths=evidence(key, deaths, deaths_crc),
         )
 
     def _error(self, key: int, asked: str | None, step: int, error: Frame | None, crc: int | None) -> bytes | None:
@@ -422,15 +415,6 @@ def unframed(frame: Frame, trace_id: str, step: int | None, what: str) -> bytes:
         return decode(frame)
     except FrameDamaged as error:
         raise CheckpointDamaged(trace_id, step, f"{what} cannot be decoded ({error})") from error
-
-
-def _deaths(trace: int, deaths: Frame | None, crc: int | None) -> bytes | None:
-    if deaths is None or seals.deaths_seal(trace, deaths) != crc:
-        return None
-    try:
-        return decode(deaths)
-    except FrameDamaged:
-        return None
 
 
 def verified(

@@ -1,7 +1,8 @@
 """Whether what was read makes sense: SQLite keeps a text in an INTEGER column if somebody puts one there.
 
 Checked once, where records leave the database, by the annotations of their own classes. Behind it a record has the
-types that it says, its numbers are not negative (but a priority may be), and its times are ones that a calendar has.
+types that it says, its numbers are not negative (but a priority, which whoever reads it sees to, may be), and its times
+are ones that a calendar has.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 import functools
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any, ParamSpec, TypeVar
 
@@ -60,6 +62,16 @@ def sensible(read: Callable[P, T]) -> Callable[P, T]:
     return checked
 
 
+@contextmanager
+def legible(connection: sqlite3.Connection) -> Iterator[None]:
+    """Within it, a text that is none is read all the same, with other characters in place of what is wrong."""
+    connection.text_factory = lambda text: text.decode(errors="replace")
+    try:
+        yield
+    finally:
+        connection.text_factory = str
+
+
 def check(found: Any) -> None:
     """:raises Nonsense: a record, or one in a list of records of one kind, has a value that it cannot have."""
     records = found if type(found) is list else [found]
@@ -77,7 +89,7 @@ def _checks(cls: Any) -> list[tuple[str, Check]]:
     return [
         (field.name, is_well)
         for field in attrs.fields(cls)
-        if (is_well := _are_integers if field.name == "priority" else _check_of(hints[field.name])) is not None
+        if field.name != "priority" and (is_well := _check_of(hints[field.name])) is not None
     ]
 
 
@@ -108,10 +120,6 @@ def _behind(inner: Check | None, apply: Callable[[Check, list[Any]], bool]) -> C
 
 def _are(values: list[Any], *kinds: type) -> bool:
     return set(map(type, values)) <= set(kinds)
-
-
-def _are_integers(values: list[Any]) -> bool:
-    return _are(values, int)
 
 
 def _are_well(records: list[Any]) -> bool:

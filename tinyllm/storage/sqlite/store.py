@@ -18,11 +18,13 @@ from tinyllm.storage.contract import (
     CheckpointRecord,
     CheckpointStorage,
     Command,
+    Demand,
     HighWater,
     Intact,
     Lease,
     MessageRow,
     Outcome,
+    Owned,
     Owner,
     Reads,
     Snapshot,
@@ -295,11 +297,14 @@ class SQLiteCheckpointStorage(CheckpointStorage):
     async def backlog(self, graph_ids: Sequence[str]) -> Backlog:
         return await self._ask(lambda store: claims.backlog(store.connection, graph_ids, time()))
 
+    async def demand(self) -> list[Demand]:
+        return await self._ask(lambda store: claims.demand(store.connection))
+
     async def owners(self) -> list[Lease]:
         return await self._ask(lambda store: owned.named(store.connection))
 
-    async def held(self, owner: str) -> list[TraceRecord]:
-        return await self._ask(lambda store: store.held(owner))
+    async def held(self, owner: str) -> list[Owned]:
+        return await self._ask(lambda store: claims.held(store.connection, owner))
 
     async def answered(self, trace: int) -> list[tuple[bytes, str]]:
         return await self._ask(lambda store: answers(store.connection, trace))

@@ -93,7 +93,7 @@ UPDATE traces SET trace_id = ?, status = 'quarantined', owner = NULL, died = NUL
 WHERE key = ?
 """
 _NAMED = "SELECT 1 FROM traces WHERE trace_id = ?"
-_RELEASE = "UPDATE traces SET owner = NULL, due = ? WHERE key = ? AND epoch = ?"
+_RELEASE = "UPDATE traces SET owner = NULL, due = ?, updated_at = ? WHERE key = ? AND epoch = ?"
 _POSITION = "SELECT epoch, rev FROM traces WHERE key = ?"
 _WRITTEN = "SELECT epoch, step, message, activation, arrival, variable FROM checkpoints WHERE id = ?"
 _LAST_TASK = "SELECT last_task, history FROM traces WHERE key = ?"
@@ -165,7 +165,7 @@ class Writing:
             case Acquire():
                 return self._acquire(write)
             case Release():
-                self._connection.execute(_RELEASE, (write.not_before, write.trace, write.epoch))
+                self._connection.execute(_RELEASE, (write.not_before, self._now, write.trace, write.epoch))
                 return Done()
             case Claim():
                 claimed = claims.claim(self._connection, write, self._now)

@@ -259,7 +259,7 @@ def test_drain_says_who_could_not_be_told(desk: Desk, store: Path) -> None:
 def test_drain_where_no_supervisor_is(desk: Desk, store: Path) -> None:
     found = desk.command("drain")
     assert (found.exit_code, found.stdout) == (4, "")
-    assert "tinyllm supervise GRAPH" in found.stderr
+    assert found.stderr == f"error: no supervisor serves the store at {store}: there is nothing to drain\n"
 
 
 def test_watch_goes_on_until_it_is_interrupted(desk: Desk, store: Path) -> None:

@@ -97,6 +97,10 @@ def test_it_says_nothing_of_supervisors_where_one_listens(desk: Desk) -> None:
         listener.listen()
         result = desk.command("submit", desk.graph, "--task", "4", "--id", "demo")
         assert (result.exit_code, result.stdout, result.stderr) == (0, "demo\n", "queued\n")
+        listener.setblocking(False)
+        listener.accept()[0].close()
+        with pytest.raises(BlockingIOError):  # once is enough
+            listener.accept()
 
 
 async def _directory(store: CheckpointStorage) -> Any:
@@ -117,7 +121,7 @@ def test_it_prints_the_record_as_json(desk: Desk) -> None:
 def test_the_same_id_and_task_are_one_trace(waiting: Desk) -> None:
     again = waiting.command("submit", waiting.graph, "--task", "4", "--id", "demo")
     assert (again.exit_code, again.stdout) == (0, "demo\n")
-    assert again.stderr.startswith("queued\n")
+    assert again.stderr.startswith("queued before; nothing was changed\n")
     assert waiting.command("resume", "demo").exit_code == 0
     ended = waiting.command("submit", waiting.graph, "--task", "4", "--id", "demo")
     assert (ended.exit_code, ended.stdout) == (0, "demo\n")
@@ -126,6 +130,17 @@ def test_the_same_id_and_task_are_one_trace(waiting: Desk) -> None:
     assert (other.exit_code, other.stdout) == (2, "")
     assert "exists with another task" in other.stderr
     assert len(json.loads(waiting.command("list", "--json").stdout)) == 1
+
+
+def test_what_it_waits_for_is_not_changed_and_that_is_said(desk: Desk) -> None:
+    words = ("submit", desk.graph, "--task", "4", "--id", "demo")
+    first = desk.command(*words, "--priority", "2", "--not-before", "2090-01-31T14:05")
+    assert first.stderr.startswith("queued, not before 2090-01-31 14:05")
+    again = desk.command(*words, "--priority", "9", "--not-before", "+10m")
+    assert (again.exit_code, again.stdout) == (0, "demo\n")
+    assert again.stderr.startswith("queued before, not before 2090-01-31 14:05")
+    assert again.stderr.splitlines()[0].endswith("; nothing was changed")
+    assert record(desk)["priority"] == 2
 
 
 def test_variables_are_set_and_secrets_are_not_stored(desk: Desk) -> None:

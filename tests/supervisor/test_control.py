@@ -362,6 +362,41 @@ async def test_sockets_of_dead_supervisors_are_removed_and_no_others(store: Path
     assert list(supervisors.iterdir()) == [supervisors / "file.sock"]
 
 
+async def test_what_a_supervisor_left_that_was_killed_as_it_began_is_removed(store: Path, supervisors: Path) -> None:
+    names = ("killed.new", "begins.new", "listens.new")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        for name in names[:2]:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as dead:
+                dead.bind(str(supervisors / name))
+        listener.bind(str(supervisors / names[2]))
+        listener.listen()
+        for name in ("killed.new", "listens.new"):
+            os.utime(supervisors / name, (0, 0))
+        async with serving(store, "one", Fake()):
+            pass
+    assert {path.name for path in supervisors.iterdir()} == {"begins.new", "listens.new"}
+
+
+async def test_an_odd_entry_keeps_no_supervisor_from_starting(
+    store: Path, supervisors: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A socket that is not for us, which root does not see: so it is made up."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as odd, socket.socket(socket.AF_UNIX) as dead:
+        odd.bind(str(supervisors / "odd.sock"))
+        dead.bind(str(supervisors / "dead.sock"))
+    (supervisors / "loop.sock").symlink_to("loop.sock")
+
+    def found_out(path: Path) -> bool:
+        if path.name == "odd.sock":
+            raise StoragePathError(str(path), "Permission denied")
+        return alive(path)
+
+    monkeypatch.setattr(control, "alive", found_out)
+    async with serving(store, "one", Fake()) as path:
+        assert await ask(path, "status") == {"asked": ["status"]}
+    assert {path.name for path in supervisors.iterdir()} == {"odd.sock", "loop.sock"}
+
+
 async def test_a_store_whose_path_is_too_long_for_an_address(store: Path) -> None:
     deep = store.joinpath(*["d" * 60] * 3)
     deep.mkdir(parents=True)

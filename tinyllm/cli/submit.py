@@ -26,7 +26,7 @@ from tinyllm.cli.options import (
 from tinyllm.cli.text import local_time, say, say_json
 
 if TYPE_CHECKING:
-    from tinyllm.storage.contract import TraceRecord
+    from tinyllm.core.submit import Submission
 
 
 def parse_time(text: str | None) -> float | None:
@@ -77,22 +77,21 @@ def submit(
     """Have a supervisor execute the graph in the file GRAPH.
 
     When this ends, the trace is durable and waits; its id goes to stdout. With the --id of a trace of the same task,
-    nothing is done: it says what became of that.
+    nothing is done, and its --priority and --not-before stay: it says what became of that.
     """
     import anyio
 
     from tinyllm.core.config import CheckpointConfig
     from tinyllm.core.store import opened_storage
-    from tinyllm.core.submit import submit as submit_trace
-    from tinyllm.core.wake import wake
+    from tinyllm.core.submit import submission
     from tinyllm.storage.contract import UNOWNED
 
     config = CheckpointConfig(redact=rules_of(redact))
     loaded = load(graph)
 
-    async def go() -> tuple[TraceRecord, bool, str]:
+    async def go() -> tuple[Submission, str]:
         async with opened_storage(storage) as store:
-            record = await submit_trace(
+            found = await submission(
                 loaded,
                 task,
                 store,
@@ -102,9 +101,10 @@ def submit(
                 not_before=not_before,
                 config=config,
             )
-            return record, wake(store) > 0, store.name
+            return found, store.name
 
-    record, supervised, store_name = anyio.run(go)
+    found, store_name = anyio.run(go)
+    record = found.record
     if as_json:
         say_json(trace_object(record))
     else:
@@ -113,7 +113,7 @@ def submit(
         say(f"{record.status} before; nothing was submitted\n  {command_line('show', record.trace_id)}", err=True)
         return
     due = "" if record.not_before is None else f", not before {local_time(record.not_before)}"
-    say(f"{record.status}{due}", err=True)
-    if not supervised:
+    say(f"{record.status}{due}" if found.admitted else f"{record.status} before{due}; nothing was changed", err=True)
+    if not found.supervisors:
         start = command_line("supervise", graph)
         say(f"no supervisor serves {store_name}; start one with:\n  {start}", err=True)

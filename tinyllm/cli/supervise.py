@@ -24,7 +24,7 @@ from tinyllm.cli.options import (
     rules_of,
     storage_option,
 )
-from tinyllm.cli.report import FAILED, INTERRUPTED
+from tinyllm.cli.report import FAILED, INTERRUPTED, NOT_FOUND
 from tinyllm.cli.text import plural, printable, say, say_json, width
 
 if TYPE_CHECKING:
@@ -306,8 +306,14 @@ def drain(storage: str | None, as_json: bool) -> None:
     """
     import anyio
 
+    from tinyllm.errors import NotSupervised
+
     store = _store(storage)
-    ended, failed = anyio.run(_drain, store)
+    try:
+        ended, failed = anyio.run(_drain, store)
+    except NotSupervised:  # whose advice is to start one
+        say(f"error: no supervisor serves the store at {store}: there is nothing to drain", err=True)
+        click.get_current_context().exit(NOT_FOUND)
     if as_json:
         errors = [{"id": answer.supervisor, "error": answer.error} for answer in failed]
         say_json({"store": str(store), "ended": [answer.supervisor for answer in ended], "failed": errors})

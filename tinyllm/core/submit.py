@@ -9,6 +9,8 @@ from contextlib import AbstractAsyncContextManager
 from datetime import datetime
 from typing import Any
 
+import attrs
+
 from tinyllm.actors.plan import Plan
 from tinyllm.core.admission import admission, check_same_task, input_digest, perhaps_admitted
 from tinyllm.core.checks import check_arguments, initial_variables
@@ -56,6 +58,40 @@ async def submit(
     :raises StorageUnavailable, DatabaseLocked: the store takes no writes just now; call this once more, with the
         `trace_id` that a note of the error tells.
     """
+    found = await submission(
+        graph,
+        task,
+        checkpoint_storage,
+        trace_id=trace_id,
+        variables=variables,
+        priority=priority,
+        not_before=not_before,
+        config=config,
+    )
+    return found.record
+
+
+@attrs.frozen
+class Submission:
+    """`admitted`: now; else it was there before, and nothing was changed. `supervisors`: how many heard of it."""
+
+    record: TraceRecord
+    admitted: bool
+    supervisors: int
+
+
+async def submission(
+    graph: Graph,
+    task: Any,
+    checkpoint_storage: CheckpointStorage | str | os.PathLike[str],
+    *,
+    trace_id: str | None,
+    variables: Mapping[str, Any] | None,
+    priority: int,
+    not_before: datetime | float | None,
+    config: CheckpointConfig | None,
+) -> Submission:
+    """As `submit()`, and tells what it did."""
     check_arguments(graph, config, checkpoint_storage)
     if checkpoint_storage is None:
         raise ConfigError("checkpoint_storage", None, "a path or a storage: what is submitted waits there")
@@ -79,7 +115,7 @@ async def _submitted(
     trace_id: str | None,
     priority: int,
     not_before: float | None,
-) -> TraceRecord:
+) -> Submission:
     task_digest = input_digest(task, variables)
     record = None if trace_id is None else await storage.trace(trace_id)
     while record is None:
@@ -89,15 +125,14 @@ async def _submitted(
         with perhaps_admitted(name):
             (outcome,) = await storage.commit([write])
         if not isinstance(outcome, Exception):
-            wake(storage)
-            return await found(storage, name)
+            supervisors = wake(storage)
+            return Submission(await found(storage, name), True, supervisors)
         if not isinstance(outcome, TraceExists):
             raise outcome
         # Chosen at random, or admitted by somebody else just now.
         record = None if trace_id is None else await storage.trace(trace_id)
     check_same_task(graph, record, task_digest)
-    wake(storage)  # whoever admitted it may have died before that
-    return record
+    return Submission(record, False, wake(storage))  # whoever admitted it may have died before that
 
 
 def _storage(

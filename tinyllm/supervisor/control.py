@@ -13,6 +13,7 @@ import os
 import socket
 import stat
 import struct
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,9 @@ REPLY_BYTES = 4 << 20
 
 CONNECTIONS = 32
 """Served at once. More wait in the kernel, which is no loss: who wakes does not wait, and others ask again."""
+
+_DRAFT, _DRAFT_SECONDS = ".new", 60.0
+"""What a socket is called until it listens, and how long that is left alone: it takes a moment, if nobody is killed."""
 
 _QUEUE = 128
 """Connections that wait in the kernel; where it is full, a `wake` is dropped, and many others are there to be read."""
@@ -78,7 +82,7 @@ async def serving(store: Path, name: str, answer: Callable[[Verb], Awaitable[dic
     """
     directory = store / DIRECTORY
     _own(directory)
-    _sweep(store)
+    _sweep(directory)
     path = directory / f"{name}{SUFFIX}"
     raised: BaseException | None = None
     with _listening(directory, path) as listener:
@@ -115,19 +119,26 @@ def _own(directory: Path) -> None:
         raise StoragePathError(str(directory), reason) from error
 
 
-def _sweep(store: Path) -> None:
+def _sweep(directory: Path) -> None:
     """Remove the sockets that nobody listens on any more."""
-    for path in sockets(store):
-        with suppress(FileNotFoundError):
-            if not alive(path) and stat.S_ISSOCK(path.lstat().st_mode):
+    for path in directory.iterdir():
+        with suppress(OSError, StoragePathError):  # what is odd about one entry keeps no supervisor from starting
+            if _is_settled(path) and not alive(path):
                 path.unlink()
+
+
+def _is_settled(path: Path) -> bool:
+    """Whether it is a socket, and not one that is about to listen."""
+    found = path.lstat()
+    new = path.suffix == _DRAFT and time.time() - found.st_mtime < _DRAFT_SECONDS
+    return path.suffix in (SUFFIX, _DRAFT) and stat.S_ISSOCK(found.st_mode) and not new
 
 
 @contextmanager
 def _listening(directory: Path, path: Path) -> Iterator[socket.socket]:
     """A socket that gets its name when it listens and has its permissions: nobody finds it open to others, nor takes it
     for one that a dead supervisor left."""
-    draft = path.with_suffix(".new")
+    draft = path.with_suffix(_DRAFT)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
         try:
             with address(directory, draft.name) as place:

@@ -29,6 +29,7 @@ async def serve(supervisor: Supervisor, say: Callable[[str], None]) -> bool:
     failure: Exception | None = None
     async with anyio.create_task_group() as tasks:
         await tasks.start(service.heed, name="signals")
+        tasks.start_soon(service.tell_of_drain, name="drain for systemd")
         try:
             async with supervisor:
                 if not service.told:
@@ -36,7 +37,6 @@ async def serve(supervisor: Supervisor, say: Callable[[str], None]) -> bool:
                     tasks.start_soon(service.keep_informed, name="status for systemd")
                     tasks.start_soon(service.feed_watchdog, name="watchdog of systemd")
                 await supervisor.drained()
-                service.notifier.stopping()
         except Exception as error:  # raised below: out of a task group it would come wrapped in a group
             failure = error
         tasks.cancel_scope.cancel()
@@ -59,13 +59,19 @@ class _Service:
             async for _ in signals:
                 self.told += 1
                 if self.told == 1:
-                    self.notifier.stopping()
                     self._say("draining; once more ends at once, and what runs then is executed again later")
                     self._supervisor.drain()
                 else:
                     self._supervisor.kill()
 
+    async def tell_of_drain(self) -> None:
+        """As it begins, whoever asked for it."""
+        await self._supervisor.draining()
+        self.notifier.stopping()
+
     async def keep_informed(self) -> None:
+        if self.notifier.address is None:  # a status counts what waits in the store
+            return
         while True:
             try:
                 self.notifier.status(_line(await self._supervisor.status()))

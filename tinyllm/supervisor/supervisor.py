@@ -180,6 +180,10 @@ class Supervisor(anyio.AsyncContextManagerMixin):
         second call does nothing."""
         self._drain_asked.set()
 
+    async def draining(self) -> None:
+        """Wait until it was told to drain, by whomever."""
+        await self._drain_asked.wait()
+
     async def drained(self) -> None:
         """Wait until it was told to drain, by whomever, and has."""
         await self._drained.wait()

@@ -43,7 +43,7 @@ async def disown(
         if write.error is not None:
             why = shlex.join(["tinyllm", "show", write.trace_id, "--storage", storage.name])
             logger.error("trace %r is quarantined; why, is told by: %s", write.trace_id, why)
-        elif write.apart:
+        elif write.apart and cause is not None:
             logger.warning("trace %r may have killed worker %d: it is executed apart", write.trace_id, pid)
     return ran
 

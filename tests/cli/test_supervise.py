@@ -265,7 +265,7 @@ def test_two_files_with_one_id_are_usage(desk: Desk, chain: Path) -> None:
 def test_a_limit_of_an_unknown_graph_is_usage(desk: Desk, chain: Path) -> None:
     with supervised(desk, chain, "--limit", "chian=2") as served:
         assert served.ended() == 2
-    assert "which are chain" in served.told
+    assert "which are: chain" in served.told
     assert "Traceback" not in served.told
 
 

@@ -188,7 +188,7 @@ def test_what_does_not_end_is_killed_within_the_grace_and_goes_on_unblamed(desk:
         served.process.terminate()
         asked = time.monotonic()
         assert served.ended() == 0
-        assert time.monotonic() - asked < 3
+        assert time.monotonic() - asked < SECONDS / 2  # and would be `SECONDS`, if the node were waited for
     assert not is_alive(pid)
     goes_on_unblamed(desk, chain, "t")
 

@@ -60,9 +60,7 @@ def test_what_a_supervisor_counts_on(unit: ConfigParser) -> None:
 
 def test_the_commands_in_its_comments_are_there(unit: ConfigParser) -> None:
     lines = [
-        line.partition("/bin/tinyllm ")[2]
-        for line in UNIT.read_text().splitlines()
-        if line.startswith("#   sudo")
+        line.partition("/bin/tinyllm ")[2] for line in UNIT.read_text().splitlines() if line.startswith("#   sudo")
     ]
     for line in lines:
         name, *words = shlex.split(line, comments=True)

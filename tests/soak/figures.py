@@ -129,15 +129,17 @@ def unwatched(seen: Seen) -> list[str]:
 
 
 ALIVE = "while the supervisor lived"
+DIED = "when the supervisor died"
+LOCKED = "when nobody could write"
 
 
 def grouped(seen: Seen, samples: Iterable[Again]) -> Mapping[str, list[Again]]:
     """By what else there was between a death and when its traces ran again."""
-    found: dict[str, list[Again]] = {ALIVE: [], "when the supervisor died": [], "when nobody could write": []}
+    found: dict[str, list[Again]] = {ALIVE: [], DIED: [], LOCKED: []}
     for each in samples:
         # Somebody was stopped in the middle of writing to the store, and others wait until it goes on or is dead.
         locked = any(stop.writing and stop.meets(each.died, each.at) for stop in seen.stops)
-        name = "when nobody could write" if locked else "when the supervisor died" if each.with_supervisor else ALIVE
+        name = LOCKED if locked else DIED if each.with_supervisor else ALIVE
         found[name].append(each)
     return found
 

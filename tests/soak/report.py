@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from tests.soak.checks import AGAIN_SECONDS, Log
+from tests.soak.checks import AGAIN_SECONDS, BOUNDS, ENOUGH, Log
 from tests.soak.figures import Seen, Spread, grouped, ran_again, starts
 
 
@@ -25,11 +25,17 @@ def report(seen: Seen, log: Log) -> Iterator[str]:
     yield f"{len(seen.submitted):,} traces; {len(began):,} nodes began, {again:,} of them not for the first time"
     yield "from a worker's death to its traces running again:"
     groups = grouped(seen, ran_again(seen))
-    for name, samples in (*groups.items(), ("all", [each for group in groups.values() for each in group])):
+    for name, samples in (
+        ("all deaths together", [each for group in groups.values() for each in group]),
+        *groups.items(),
+    ):
         spread = Spread.of(each.seconds for each in samples)
         deaths = len({each.life for each in samples})
         late = sum(each.seconds > AGAIN_SECONDS for each in samples)
+        bound = f"at most {BOUNDS[name]:.0f} s" if name in BOUNDS else "whatever it is: the groups are judged"
+        judged = bound if spread.count >= ENOUGH else f"NOT JUDGED, {ENOUGH} are needed"
         yield f"  {name}: {deaths} deaths, {spread.count} traces: {spread}; {late} in more than {AGAIN_SECONDS:.0f} s"
+        yield f"    p99 is to be: {judged}"
     able, others = starts(seen)
     yield "from submit() returning to the first node:"
     yield f"  where a worker had room: {len(able)} traces: {Spread.of(able).milliseconds()}"

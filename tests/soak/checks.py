@@ -15,9 +15,9 @@ AGAIN_SECONDS = 2.0
 """So long after a worker's death 99 of 100 of its traces run again, at the latest."""
 
 BOUNDS = {ALIVE: AGAIN_SECONDS, DIED: 6.0, LOCKED: 10.0}
-"""That holds while a supervisor lives. Where it dies, too, the next one and its first worker have to start, and a worker
-that was stopped then has nobody who ends it; where a process is stopped in the middle of writing, all others wait until
-it is ended: as hung after 3 s, by a SIGKILL 5 s later."""
+"""By group. Where the supervisor dies, too, the next one and its first worker have to start, and a worker that was
+stopped then has nobody who ends it; where a process is stopped in the middle of writing, all others wait until it is
+ended: it hangs after 3 s, and is killed 5 s later."""
 
 ENOUGH = 100
 """Of fewer, the 99th of a hundred is whichever was the slowest, and says nothing."""

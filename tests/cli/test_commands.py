@@ -345,7 +345,7 @@ ALL = ["run", "submit", "resume", "list", "show", "checkpoints", "fork", "answer
 
 def test_help_lists_every_command_in_one_line(desk: Desk) -> None:
     listed = desk.command("--help").stdout.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in listed] == ["graph", *ALL, "doctor"]
+    assert [line.split()[0] for line in listed] == ["graph", *ALL, "supervise", "status", "drain", "doctor"]
     assert not [line for line in listed if line.endswith("...")]
 
 

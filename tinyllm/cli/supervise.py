@@ -110,9 +110,9 @@ def supervise(
     durability: Any,
     redact: tuple[str, ...],
 ) -> None:
-    """Execute the traces that wait in the store, of the graphs in the files GRAPH.
+    """Execute what waits in the store, in worker processes.
 
-    Worker processes claim what was submitted, and what was interrupted. Those that die or hang are replaced, and their
+    That is, traces of the graphs in the files GRAPH. Workers claim what was submitted, and what was interrupted. Those that die or hang are replaced, and their
     traces go on from where they were. SIGTERM or Ctrl-C drains: nothing more is claimed, and running nodes may end. A
     second one ends everything at once. No trace is lost either way.
     """
@@ -143,9 +143,9 @@ def supervise(
 @json_option
 @log_level_option
 def status(watch: bool, storage: str | None, as_json: bool) -> None:
-    """Show how the supervisors of the store are: workers, traces, rates, lag, restarts, deaths.
+    """Show how the supervisors of the store are.
 
-    Where no supervisor serves the store, shows what waits in it, and ends with exit code 4.
+    Their workers, traces, rates, lag, restarts and deaths. Where no supervisor serves the store, shows what waits in it, and ends with exit code 4.
     """
     import anyio
 
@@ -300,9 +300,9 @@ def _store(storage: str | None) -> Path:
 @json_option
 @log_level_option
 def drain(storage: str | None, as_json: bool) -> None:
-    """Let the supervisors of the store finish, and wait until they have ended.
+    """Let the supervisors of the store end.
 
-    They claim no more traces, let those that run come to a durable point, and end. Ctrl-C ends the waiting only.
+    They claim no more traces, let those that run come to a durable point, and end; this waits for it. Ctrl-C ends the waiting only.
     """
     import anyio
 

@@ -112,9 +112,9 @@ def supervise(
 ) -> None:
     """Execute what waits in the store, in worker processes.
 
-    That is, traces of the graphs in the files GRAPH. Workers claim what was submitted, and what was interrupted. Those that die or hang are replaced, and their
-    traces go on from where they were. SIGTERM or Ctrl-C drains: nothing more is claimed, and running nodes may end. A
-    second one ends everything at once. No trace is lost either way.
+    That is, traces of the graphs in the files GRAPH. Workers claim what was submitted, and what was interrupted. Those
+    that die or hang are replaced, and their traces go on from where they were. SIGTERM or Ctrl-C drains: nothing more
+    is claimed, and running nodes may end. A second one ends everything at once. No trace is lost either way.
     """
     import anyio
 
@@ -145,7 +145,8 @@ def supervise(
 def status(watch: bool, storage: str | None, as_json: bool) -> None:
     """Show how the supervisors of the store are.
 
-    Their workers, traces, rates, lag, restarts and deaths. Where no supervisor serves the store, shows what waits in it, and ends with exit code 4.
+    Their workers, traces, rates, lag, restarts and deaths. Where no supervisor serves the store, shows what waits in
+    it, and ends with exit code 4.
     """
     import anyio
 
@@ -302,7 +303,8 @@ def _store(storage: str | None) -> Path:
 def drain(storage: str | None, as_json: bool) -> None:
     """Let the supervisors of the store end.
 
-    They claim no more traces, let those that run come to a durable point, and end; this waits for it. Ctrl-C ends the waiting only.
+    They claim no more traces, let those that run come to a durable point, and end; this waits for it. Ctrl-C ends the
+    waiting only.
     """
     import anyio
 

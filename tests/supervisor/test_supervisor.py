@@ -232,7 +232,7 @@ async def test_a_worker_that_was_stopped_may_end_by_itself(bench: Bench) -> None
 async def test_a_suspect_that_gets_past_what_ran_goes_on_among_the_others(bench: Bench) -> None:
     """It is killed with the poison, executed apart, and then not any more."""
     write_graph(bench.graph.parent, nodes=5)  # what runs when it is acquitted ends where it began
-    await bench.submit("long", at=1, what="hold")
+    await bench.submit("long", at=1, what="hold", seconds=0.5)  # and that it has come so far, is to be seen meanwhile
     async with running(bench.supervisor()) as supervisor:
         await bench.begun("long", 2)
         await bench.submit("poison", at=0, what="exit")
